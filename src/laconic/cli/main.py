@@ -1,0 +1,220 @@
+"""`laconic` on the command line: zstd's habits, one clear line for bad input, progress on a terminal only."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.errors import BadConfig, CodecError
+
+if TYPE_CHECKING:
+    from ..sources.files import Report
+
+app = typer.Typer(
+    name="laconic",
+    help="Compress everything a machine-learning system stores or sends: weights, caches, vectors, pictures, bytes.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+bench_app = typer.Typer(help="Measure, beside the best peers, and print what was measured.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+Input = Annotated[str, typer.Argument(metavar="IN", help="File, folder, or - for standard input.")]
+Output = Annotated[
+    str | None, typer.Option("-o", "--output", help="Where to write; IN.lac, or IN without .lac, by default.")
+]
+Force = Annotated[bool, typer.Option("-f", "--force", help="Overwrite.")]
+Remove = Annotated[bool, typer.Option("--rm", help="Remove the input once the output is whole.")]
+Stdout = Annotated[bool, typer.Option("-c", "--stdout", help="Write to standard output; the input is kept.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
+Limit = Annotated[int, typer.Option("--limit-bytes", help="Refuse packets that decode to more bytes than this.")]
+Recipe = Annotated[
+    str | None, typer.Option("--recipe", help="A recipe's id, or 'lossless'; picked by content otherwise.")
+]
+Bits = Annotated[
+    float | None,
+    typer.Option("--bits", help="Bits per value (pictures: per pixel and channel) of what is coded with loss."),
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the rows to this file.")]
+
+
+@app.command()
+def compress(
+    source: Input,
+    output: Output = None,
+    recipe: Recipe = None,
+    bits: Bits = None,
+    max_bytes: Annotated[int | None, typer.Option("--max-bytes", help="Size of the whole output at most.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    force: Force = False,
+    rm: Remove = False,
+    stdout: Stdout = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Compress a .safetensors file or model folder, .npy/.npz, a picture, or any other file."""
+    from ..sources import files
+
+    if dry_run:
+        return _show_plan(files.plan(source, recipe=recipe, bits=bits))
+    to_stdout = stdout or (source == "-" and output is None)
+    if to_stdout and files.is_terminal(sys.stdout):
+        raise BadConfig("compressed bytes are not written to a terminal; redirect, or name a file with -o")
+    target: Any = sys.stdout.buffer if to_stdout else output
+    taken: Any = sys.stdin.buffer if source == "-" else source
+    if source == "-" and files.is_terminal(sys.stdin):
+        raise BadConfig("no input: standard input is a terminal")
+    with _progress(quiet) as tick:
+        report = files.compress(
+            taken, target, recipe=recipe, bits=bits, max_bytes=max_bytes, force=force, progress=tick
+        )
+    if not quiet:
+        _show_report(report)
+    if rm and not to_stdout and source != "-":
+        _remove(Path(source))
+
+
+@app.command()
+def decompress(
+    source: Input, output: Output = None, limit_bytes: Limit = 1 << 32, force: Force = False, rm: Remove = False,
+    stdout: Stdout = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Make the file or folder again."""
+    from ..sources import files
+
+    to_stdout = stdout or (source == "-" and output is None)
+    target: Any = sys.stdout.buffer if to_stdout else output
+    taken: Any = sys.stdin.buffer if source == "-" else source
+    with _progress(quiet) as tick:
+        where = files.decompress(taken, target, force=force, limit_bytes=limit_bytes, progress=tick)
+    if not quiet and not to_stdout:
+        _say(f"{source} -> {where}")
+    if rm and not to_stdout and source != "-":
+        _remove(Path(source))
+
+
+@app.command()
+def info(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A .lac file.")],
+    json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """What a .lac file holds, and the ledger of its bytes; every checksum is checked."""
+    import json
+
+    from ..sources import files
+    from .tables import info_table, ledger_table, print_table
+
+    said = files.info(source)
+    assert isinstance(said, files.FileInfo)
+    if json_:
+        packets = [{"name": n, "recipe": i.recipe, "shape": i.shape, "dtype": i.dtype, "config": i.config,
+                    "bytes": i.packet_bytes, "ledger": i.ledger.by_role()} for n, i in said.packets]  # fmt: skip
+        print(json.dumps({"path": said.path, "bytes": said.n_bytes, "ledger": said.by_role, "packets": packets}))
+        return
+    print_table(info_table(said))
+    print_table(ledger_table(said))
+
+
+@app.command()
+def verify(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A .lac file.")], limit_bytes: Limit = 1 << 32
+) -> None:
+    """Decode everything and keep nothing; exit 1 if anything is wrong."""
+    from ..sources import files
+
+    _say(f"{source}: {files.verify(source, limit_bytes=limit_bytes)} packets, all whole")
+
+
+@app.command()
+def recipes(domain: Annotated[str | None, typer.Option("--domain", help="Only one domain's.")] = None) -> None:
+    """The published systems that are here, with their settings."""
+    from .tables import print_table, recipes_table
+
+    print_table(recipes_table(domain))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the files and the report.")] = Path(
+        "laconic-demo"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller share of every sample.")] = False,
+) -> None:
+    """The main job on bundled samples: a language model, embeddings, a picture and a book, there and back."""
+    from ..bench.demo import run
+
+    with _progress(False) as tick:
+        run(output, quick=quick, progress=tick)
+
+
+@bench_app.command("rd")
+def bench_rd(
+    json_: Json = None,
+    only: Annotated[str | None, typer.Option("--only", help="Rows whose name contains this.")] = None,
+) -> None:
+    """Rate and distortion against the bounds, coders and transforms against the best libraries."""
+    from ..bench.rd import SUITE
+    from ..bench.rows import run_suite
+
+    run_suite(SUITE, json_, only)
+
+
+def _show_plan(plan: Any) -> None:
+    from .tables import plan_table, print_table
+
+    print_table(plan_table(plan))
+
+
+def _show_report(report: Report) -> None:
+    from .tables import print_table, report_table
+
+    print_table(report_table(report), sys.stderr)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A bar with an estimate on standard error, if that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what[-40:])
+
+
+def main() -> None:
+    """Entry point: errors that laconic names become one line and exit code 1."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half-written is removed
+    try:
+        app(standalone_mode=True)
+    except (CodecError, FileExistsError) as e:
+        sys.exit(f"laconic: {e}")
+    except OSError as e:
+        sys.exit(f"laconic: {e.strerror or e}{f': {e.filename}' if e.filename else ''}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""The one list of parts and recipes, as strings that are imported when asked for, and configurations derived from fields."""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from .errors import BadConfig, unknown
+from .stage import Part
+
+# name in configurations -> where the class is. A name is for ever: packets hold it.
+PARTS: dict[str, str] = {
+    "chain": "laconic.core.combine:Chain",
+    "residual": "laconic.core.combine:Residual",
+    "partition": "laconic.core.combine:Partition",
+    "conditional": "laconic.core.combine:Conditional",
+    "error-feedback": "laconic.core.combine:ErrorFeedback",
+    "predictive": "laconic.core.combine:Predictive",
+    "unit": "laconic.quantize.base:Unit",
+    "nearest": "laconic.quantize.base:Nearest",
+    "quantizer": "laconic.quantize.base:Quantizer",
+    "rans": "laconic.entropy.coders:Rans",
+    "histogram": "laconic.entropy.models:Histogram",
+    "trained": "laconic.entropy.models:Trained",
+    "gaussian-table": "laconic.entropy.models:GaussianTable",
+    "laplace-table": "laconic.entropy.models:LaplaceTable",
+    "pack": "laconic.entropy.coders:Pack",
+    "adaptive": "laconic.entropy.coders:Adaptive",
+    "escape": "laconic.entropy.coders:Escape",
+    "half": "laconic.transforms.cast:Half",
+    "sign-sketch": "laconic.quantize.sketch:SignSketch",
+    "byte-mix": "laconic.entropy.bytemix:ByteMix",
+    "byte-planes": "laconic.entropy.planes:BytePlanes",
+    "rows": "laconic.entropy.planes:Rows",
+    "entropy-coded-trellis": "laconic.quantize.dependent:EntropyCodedTrellis",
+    "trellis": "laconic.quantize.trellis:Trellis",
+    "learned-trellis": "laconic.quantize.trellis:LearnedTrellis",
+    "vq": "laconic.quantize.vector:VQ",
+    "sign-vq": "laconic.quantize.vector:SignVQ",
+    "additive-vq": "laconic.quantize.vector:AdditiveVQ",
+    "e8": "laconic.quantize.lattice:E8",
+    "e8-ball": "laconic.quantize.lattice:E8Ball",
+    "pyramid": "laconic.quantize.pyramid:Pyramid",
+    "pyramid-code": "laconic.quantize.pyramid:PyramidCode",
+    "fsq": "laconic.quantize.latent:FSQ",
+    "lfq": "laconic.quantize.latent:LFQ",
+    "unit-norm": "laconic.transforms.scaling:UnitNorm",
+    "center": "laconic.transforms.scaling:Center",
+    "remove-mean": "laconic.transforms.scaling:RemoveMean",
+    "scaling": "laconic.transforms.scaling:Scaling",
+    "smoothing": "laconic.transforms.scaling:Smoothing",
+    "random-rotation": "laconic.transforms.rotation:RandomRotation",
+    "hadamard": "laconic.transforms.rotation:Hadamard",
+    "klt": "laconic.transforms.klt:KLT",
+    "low-rank": "laconic.transforms.klt:LowRank",
+    "dct": "laconic.transforms.dct:DCT",
+    "block-dct": "laconic.transforms.dct:BlockDCT",
+    "wavelet-97": "laconic.transforms.wavelet:Wavelet97",
+    "wavelet-53": "laconic.transforms.wavelet:Wavelet53",
+    "permutation": "laconic.transforms.reorder:Permutation",
+    "reorder": "laconic.transforms.reorder:Reorder",
+    "top-k": "laconic.transforms.select:TopK",
+    "threshold": "laconic.transforms.select:Threshold",
+    "uniform": "laconic.quantize.codebooks:Uniform",
+    "lloyd-max": "laconic.quantize.codebooks:LloydMax",
+    "normal-float": "laconic.quantize.codebooks:NormalFloat",
+    "minifloat": "laconic.quantize.codebooks:Minifloat",
+    "power": "laconic.quantize.codebooks:Power",
+    "log": "laconic.quantize.codebooks:Log",
+    "additive-powers": "laconic.quantize.codebooks:AdditivePowers",
+    "k-means": "laconic.quantize.codebooks:KMeans",
+    "group-scale": "laconic.quantize.scales:GroupScale",
+    "whole": "laconic.quantize.scales:Whole",
+    "each": "laconic.quantize.scales:Each",
+    "along": "laconic.quantize.scales:Along",
+    "abs-max": "laconic.quantize.scales:AbsMax",
+    "min-max": "laconic.quantize.scales:MinMax",
+    "rms": "laconic.quantize.scales:Rms",
+    "abs-mean": "laconic.quantize.scales:AbsMean",
+    "percentile": "laconic.quantize.scales:Percentile",
+    "search": "laconic.quantize.scales:Search",
+    "least-squares": "laconic.quantize.scales:LeastSquares",
+    "float": "laconic.quantize.scales:Float",
+    "power-of-two": "laconic.quantize.scales:PowerOfTwo",
+    "two-level": "laconic.quantize.scales:TwoLevel",
+    "bilevel": "laconic.quantize.scales:Bilevel",
+    "super-block": "laconic.quantize.kquant:SuperBlock",
+    "stochastic": "laconic.quantize.rounding:Stochastic",
+    "coordinate-descent": "laconic.quantize.rounding:CoordinateDescent",
+    "feedback": "laconic.quantize.rounding:Feedback",
+    "halves": "laconic.quantize.rules:Halves",
+    "tail": "laconic.quantize.rules:Tail",
+    "largest": "laconic.quantize.rules:Largest",
+    "most-sensitive": "laconic.quantize.rules:MostSensitive",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A line of the table of systems.
+
+    target: "module:function"; the function's docstring is the recipe's card. domain: what it is for.
+    """
+
+    target: str
+    domain: str
+
+
+RECIPES: dict[str, Recipe] = {
+    "ectcq": Recipe("laconic.recipes.weights.ectcq:ectcq", "weights"),
+    "qtip": Recipe("laconic.recipes.weights.qtip:qtip", "weights"),
+    "turboquant": Recipe("laconic.recipes.vectors.turboquant:turboquant", "vectors"),
+    "rvq": Recipe("laconic.recipes.vectors.rvq:rvq", "vectors"),
+    "turboquant-prod": Recipe("laconic.recipes.vectors.turboquant:turboquant_prod", "vectors"),
+    "ef-topk": Recipe("laconic.recipes.gradients.ef_topk:ef_topk", "gradients"),
+    "bytes-mix": Recipe("laconic.recipes.lossless.bytes_mix:bytes_mix", "lossless"),
+    "planes": Recipe("laconic.recipes.lossless.planes:planes", "lossless"),
+    "gptq-nvfp4": Recipe("laconic.recipes.weights.gptq_nvfp4:gptq_nvfp4", "weights"),
+    "k-quant": Recipe("laconic.recipes.weights.k_quant:k_quant", "weights"),
+    "spqr": Recipe("laconic.recipes.weights.spqr:spqr", "weights"),
+    "kv-pair": Recipe("laconic.recipes.kv.kv_pair:kv_pair", "kv"),
+}
+
+
+def load(target: str) -> Any:
+    """Import "module:name"."""
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+@cache
+def _names() -> dict[str, str]:
+    return {target: name for name, target in PARTS.items()}
+
+
+def part_name(cls: type[Part]) -> str:
+    """The registered name of a class."""
+    target = f"{cls.__module__}:{cls.__qualname__}"
+    if target not in _names():
+        raise BadConfig(f"{target} is not in the registry; add a line to PARTS in laconic/core/registry.py")
+    return _names()[target]
+
+
+def config(part: Part) -> dict[str, Any]:
+    """Nested JSON-able configuration of a part: its name, its version where not 1, and its fields."""
+    out: dict[str, Any] = {"part": part_name(type(part))}
+    if part.version != 1:
+        out["version"] = part.version
+    for name in part.config_fields():
+        out[name] = _plain(getattr(part, name), f"{type(part).__name__}.{name}")
+    return out
+
+
+def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, Part):
+        return config(value)
+    if isinstance(value, tuple):
+        return [_plain(v, where) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise BadConfig(f"{where} is a {type(value).__name__}; configuration is numbers, strings, parts and tuples of them")
+
+
+def build(data: Any, depth: int = 0) -> Part:
+    """The part that a configuration describes. Raises BadConfig for anything `config` cannot have made."""
+    if not isinstance(data, dict) or not isinstance(data.get("part"), str):
+        raise BadConfig(f"a part's configuration is an object with a name under 'part'; got {str(data)[:80]}")
+    if depth > 16:
+        raise BadConfig("parts nested more than 16 deep")
+    name = data["part"]
+    if name not in PARTS:
+        raise unknown("part", name, list(PARTS))
+    cls = load(PARTS[name])
+    version = data.get("version", 1)
+    if version != cls.version:
+        raise BadConfig(f"part {name!r} has version {version}; this laconic reads version {cls.version}")
+    hints = _hints(cls)
+    values = {}
+    for key, value in data.items():
+        if key in ("part", "version"):
+            continue
+        if key not in hints:
+            raise unknown(f"field of part {name!r}:", key, list(hints))
+        values[key] = _typed(value, hints[key], f"{name}.{key}", depth)
+    if missing := set(hints) - set(values):
+        raise BadConfig(f"part {name!r} lacks {', '.join(sorted(missing))}")
+    part = cls(**values)
+    assert isinstance(part, Part)
+    return part
+
+
+@cache
+def _hints(cls: type[Part]) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls, localns={"Tensor": Any})
+    return {name: hints[name] for name in cls.config_fields()}
+
+
+def _typed(value: Any, hint: Any, where: str, depth: int) -> Any:
+    """`value` checked against a field's annotation: numbers, strings, None, unions, tuples, parts."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            if _matches(value, option):
+                return _typed(value, option, where, depth)
+    elif _matches(value, hint):
+        if origin is tuple:
+            return tuple(_typed(v, args[0], where, depth) for v in value)
+        if isinstance(hint, type) and issubclass(hint, Part):
+            part = build(value, depth + 1)
+            if not isinstance(part, hint):
+                raise BadConfig(f"{where} is a {type(part).__name__}; a {hint.__name__} is wanted")
+            return part
+        if hint is float and not abs(value) < 3e38:
+            raise BadConfig(f"{where} is {value}; a finite number is wanted")
+        return float(value) if hint is float else value
+    raise BadConfig(f"{where} is {str(value)[:60]!r}; {hint} is wanted")
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list)
+    if isinstance(hint, type) and issubclass(hint, Part):
+        return isinstance(value, dict)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+    return isinstance(value, hint) if isinstance(hint, type) else False
+
+
+def recipe(name: str) -> Recipe:
+    """The table's line for a recipe id."""
+    if name not in RECIPES:
+        raise unknown("recipe", name, list(RECIPES))
+    return RECIPES[name]
+
+
+def recipes(domain: str | None = None) -> list[str]:
+    """Ids of all recipes, or of those for one domain."""
+    domains = sorted({r.domain for r in RECIPES.values()})
+    if domain is not None and domain not in domains:
+        raise unknown("domain", domain, domains)
+    return [name for name, r in RECIPES.items() if domain in (None, r.domain)]

@@ -1,0 +1,1 @@
+"""Rooms: the only code that knows a modality, a model library or a foreign format."""
