@@ -41,7 +41,7 @@ Recipe = Annotated[
 ]
 Bits = Annotated[
     float | None,
-    typer.Option("--bits", help="Bits per value (pictures: per pixel and channel) of what is coded with loss."),
+    typer.Option("--bits", help="Bits per value (pictures: per pixel) of what is coded with loss."),
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the rows to this file.")]
 
@@ -176,6 +176,9 @@ def _show_report(report: Report) -> None:
     from .tables import print_table, report_table
 
     print_table(report_table(report), sys.stderr)
+    for row in report.rows:
+        if row.note:
+            _say(f"{row.name}: {row.note}")
 
 
 def _say(text: str) -> None:

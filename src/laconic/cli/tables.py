@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from ..core import registry
+from ..sources.formats import n_rated
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def plan_table(plan: Any) -> Table:
     """What would be coded how, with the size that the bits asked for would give."""
     rows, total, peak = [], 0.0, 0
     for source, content, choice in plan.pairs():
-        n = math.prod(content.item.shape)
+        n = n_rated(content.item, source.format)
         expected = n * choice.bits / 8 if choice.bits else None
         total += expected if expected is not None else content.n_bytes
         peak = max(peak, content.n_bytes // content.item.chunks)

@@ -173,7 +173,7 @@ def _prepare(stage: Stage, x: Any) -> _Source:
     if isinstance(x, (bytes, bytearray, memoryview, str)):
         raise BadInput(f"this codec takes an array; got {type(x).__name__}")
     try:
-        t = x.detach() if isinstance(x, torch.Tensor) else torch.as_tensor(np.ascontiguousarray(x))
+        t = x.detach() if isinstance(x, torch.Tensor) else torch.as_tensor(_writeable(x))
     except TypeError as e:
         raise BadInput(f"not an array of numbers: {e}") from None
     shape, dtype = tuple(x.shape) if hasattr(x, "shape") else tuple(t.shape), str(t.dtype).removeprefix("torch.")
@@ -188,6 +188,12 @@ def _prepare(stage: Stage, x: Any) -> _Source:
                            else "values beyond the range of float32; scale the array first")  # fmt: skip
         t = low
     return _Source(t, shape, dtype, t.numel())
+
+
+def _writeable(x: Any) -> np.ndarray:
+    """A contiguous array that torch can share; a read-only one is copied, as torch has no such tensors."""
+    a = np.ascontiguousarray(x)
+    return a if a.flags.writeable else a.copy()
 
 
 def _deflate(data: bytes) -> bytes:

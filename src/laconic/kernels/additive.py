@@ -216,8 +216,9 @@ def sums_plain(table: np.ndarray, index: np.ndarray, slices: int = 1) -> np.ndar
     return out
 
 
-# Chosen on image descriptors, by the error on vectors that were not learned from. A codeword is the mean of its n vectors'
-# residuals, drawn to zero as if RIDGE more were zero; without that, codewords of few vectors fit them and nothing else.
+# A codeword is the mean of its n vectors' residuals, drawn to zero as if r more were zero, r = RIDGE · depth · (power of the
+# residual) / (power of the source): noise over signal of a codeword, were all books alike. Without it codewords of few
+# vectors fit these and nothing else. Both numbers chosen by the error on vectors that were not learned from.
 _RIDGE = 3.0
 _HEAT = 0.3  # noise on the codewords in the first round, in standard deviations of the residual; none in the last
 _BEAM, _SWEEPS, _REFITS = 4, 2, 2
@@ -252,13 +253,21 @@ def learn(x: np.ndarray, depth: int, n_points: int, *, rounds: int, seed: int) -
     for m in range(depth):
         table[m] = kmeans(rest, n_points, iterations=10, seed=seed + m)
         rest = rest - table[m, nearest(np.ascontiguousarray(rest), points(table[m]))[0]]
+    source = _power(x)
     n_noise = table.size + (table.size & 1)
     for t in range(rounds):
         index = search(x, books(table), beam=_BEAM, sweeps=_SWEEPS)
-        table = refit(x, table, index, _REFITS, _RIDGE)
+        left = _power(x - sums(table, index))
+        ridge = _RIDGE * depth * left[-1] / source[-1] if source[-1] > 0 else 0.0
+        table = refit(x, table, index, _REFITS, ridge)
         if t + 1 < rounds:
-            rest = x - sums(table, index)
-            power, _ = centers(rest * rest, None, np.zeros(len(x), np.int64), 1)
+            spread = np.sqrt(np.diff(_power(x - sums(table, index)), prepend=0.0))
             noise = gaussian(seed, table.size, stream=2, start=t * n_noise).reshape(table.shape)
-            table += (noise * np.sqrt(power) * (_HEAT * np.sqrt(1 - (t + 1) / rounds))).astype(np.float32)
+            table += (noise * spread * (_HEAT * np.sqrt(1 - (t + 1) / rounds))).astype(np.float32)
     return table
+
+
+def _power(x: np.ndarray) -> np.ndarray:
+    """Mean square of each column, added up from the first to this one: float64, in the order of the rows."""
+    mean, _ = centers(x * x, None, np.zeros(len(x), np.int64), 1)
+    return np.cumsum(mean[0])

@@ -27,7 +27,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from laconic.core.errors import CorruptStream, claim
+from laconic.core.errors import BadInput, CorruptStream, claim
 from laconic.kernels.rangecoder import ENCODER, FRESH, adapt, decode_bit, encode_bit, ended, finish, start
 
 N_CONTEXTS = 8  # order 0, 1, 2, 3, 4, 6, word, sparse
@@ -53,8 +53,8 @@ class Tables(NamedTuple):
     following: np.ndarray  # (512,) uint8, bit history after a 0 and after a 1 of every history
     seen: np.ndarray  # (256,) uint8, how many bits a history holds: the priority of its slot
     start: np.ndarray  # (256,) uint32, the adaptive probability with which a history starts
-    squash: np.ndarray  # (2 · DOMAIN + 1,) int32, logistic -> probability of 16 bits
-    stretch: np.ndarray  # (4096,) int32, probability of 12 bits -> logistic
+    squash: np.ndarray  # (2 · DOMAIN + 1,) uint16, logistic -> probability of 16 bits
+    stretch: np.ndarray  # (4096,) int16, probability of 12 bits -> logistic
 
 
 def bit_histories() -> list[tuple[tuple[int, int, int], tuple[int, int]]]:
@@ -93,7 +93,7 @@ def tables() -> Tables:
     for i, ((zeros, ones, _), after) in enumerate(bit_histories()):
         following[2 * i : 2 * i + 2], seen[i] = after, zeros + ones
         start[i] = ((1 << 22) * (2 * ones + 1) // (2 * (zeros + ones) + 2)) << 10
-    squash = np.empty(2 * DOMAIN + 1, np.int32)
+    squash = np.empty(2 * DOMAIN + 1, np.uint16)
     with localcontext() as context:
         context.prec = 40
         step, power = (Decimal(-1) / 256).exp(), Decimal(1)
@@ -102,13 +102,16 @@ def tables() -> Tables:
             squash[DOMAIN + k], squash[DOMAIN - k] = p, 65536 - p
             power *= step
     middle = np.arange(4096) * 16 + 8  # stretch inverts squash at the middle of each of 4096 bins
-    stretch = np.clip(np.searchsorted(squash, middle) - DOMAIN, -STRETCH_LIMIT, STRETCH_LIMIT).astype(np.int32)
+    stretch = np.clip(np.searchsorted(squash, middle) - DOMAIN, -STRETCH_LIMIT, STRETCH_LIMIT).astype(np.int16)
     return Tables(following, seen, start, squash, stretch)
 
 
 def table_bits(n: int, max_bits: int) -> int:
-    """log2 of the bytes of bit histories for a text of `n` bytes: 64 a byte, from 2^16 to 2^max_bits."""
-    return min(max((64 * n - 1).bit_length(), MIN_TABLE_BITS), max_bits)
+    """log2 of the bytes of bit histories for a text of `n` bytes: 16 to 32 a byte, above 2^24 half as many."""
+    bits = max((16 * n - 1).bit_length(), MIN_TABLE_BITS)
+    if bits > 24:
+        bits = max(bits - 1, 24)
+    return min(bits, max_bits)
 
 
 def _vector(context, builder, array_type, array, at):
@@ -402,26 +405,28 @@ class Workspace(NamedTuple):
     """The arrays whose size depends on the text."""
 
     table: np.ndarray  # (2^k,) uint8 zeros, slots of 16 bytes; starts on a cache line
-    matches: np.ndarray  # (2^(k-5),) int32 zeros, hash of the last MIN_MATCH bytes -> where they were last followed
+    matches: np.ndarray  # (2^(k-6),) int32 zeros, hash of the last MIN_MATCH bytes -> where they were last followed
     apm: np.ndarray  # ((256 + 65536) · APM_BINS,) uint16, adaptive probability maps, at first the identity
 
 
 def workspace_bytes(n: int, max_bits: int) -> int:
     """Memory of a coder for a text of `n` bytes, beside the text and the code."""
     size = 1 << table_bits(n, max_bits)
-    return size + size // 8 + (256 + 65536) * (2 * APM_BINS + 1) + 8 * 4096 + 4 * LANES * N_SETS
+    return size + size // 16 + (256 + 65536) * (2 * APM_BINS + 1) + 8 * 4096 + 4 * LANES * N_SETS
 
 
 def _workspace(n: int, max_bits: int, t: Tables) -> Workspace:
     size = 1 << table_bits(n, max_bits)
     room = np.zeros(size + 64, np.uint8)
     at = -room.ctypes.data % 64
-    line = t.squash[np.clip(np.arange(-16, 17) * 128, -STRETCH_LIMIT, STRETCH_LIMIT) + DOMAIN].astype(np.uint16)
-    return Workspace(room[at : at + size], np.zeros(size // 32, np.int32), np.tile(line, 256 + 65536))
+    line = t.squash[np.clip(np.arange(-16, 17) * 128, -STRETCH_LIMIT, STRETCH_LIMIT) + DOMAIN]
+    return Workspace(room[at : at + size], np.zeros(size // 64, np.int32), np.tile(line, 256 + 65536))
 
 
 def encode(text: np.ndarray, max_bits: int) -> np.ndarray | None:
     """text: (n,) uint8, n < 2^31 -> its code, uint8; None where the code would not be shorter than the text."""
+    if text.size >= 1 << 31:
+        raise BadInput(f"a block of {text.size:,} bytes; below 2^31 is possible, cut it")
     code = np.zeros(text.size, np.uint8)
     t = tables()
     n = _transcode(np.array(text, np.uint8), code, False, _workspace(text.size, max_bits, t), t)

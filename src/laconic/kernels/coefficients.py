@@ -2,22 +2,25 @@
 
 Blocks come row by row; of each block every plane; of each plane the coefficients in zigzag order, the constant one last.
 A coefficient is coded as binary decisions: is it above 0, above 1, … (unary up to 14, then Exp-Golomb); then its sign.
-Every decision is predicted by adaptive probabilities of many contexts, each at two speeds, joined by two logistic mixers:
+Each decision is predicted by the adaptive probabilities of many contexts, each at two speeds, joined by two logistic mixers
+and corrected by an adaptive probability map. The contexts are
 
-    magnitudes of the neighbours   in the block, in the four blocks above and to the left, in the planes before
-    what continuity asks for       the sum of the coefficients of a column is, with alternating signs, the value at the
-                                   block's upper edge; the block above says what that value should be. What is left of it
-                                   when the earlier coefficients are taken away predicts size and sign of the next ones,
-                                   and at last the constant one. The same with rows and the block to the left.
+    magnitudes around    in the block, in the four blocks above and to the left, in the planes before
+    continuity           a column's coefficients, summed, are the value at the block's upper edge; summed with alternating
+                         signs, at its lower edge. So the block above says what the sum should be. What is left of it when
+                         the coefficients that are already known are taken away predicts size and sign of the next one,
+                         and at last the constant one. The same with rows and the block to the left.
 
-The loop serves encoder, decoder, and an encoder that still chooses: there, each magnitude is the one of the nearest, one
-less, two less and zero that minimises (x - x̂)² + λ · bits, with the bits of the model as it stands.
+The loop serves an encoder, a decoder, and an encoder that still chooses: there each coefficient becomes the one of the
+nearest integer, the two below it and zero that minimises (x − x̂)² + λ · bits, with the bits of the model as it stands.
 
-Everything a decoder decides by is an integer. Sources: Mahoney 2005 (mixing); edge continuity as in Horn, Elkabany,
-Lesniewski-Lass & Winstein, "The Design, Implementation, and Deployment of a System to Transparently Compress Hundreds of
-Petabytes of Image Files" (Lepton, NSDI 2017), §3.3; choice by Lagrangian cost as in Ramchandran & Vetterli, "Rate-distortion
-optimal fast thresholding with complete JPEG/MPEG decoder compatibility" (1994). Differs: greedy in coding order, not a trellis,
-because the model adapts with every choice.
+Everything that steers a decoder is an integer.
+
+Sources: Mahoney 2005 (mixing; see `bytemix`). Continuity: Horn, Elkabany, Lesniewski-Lass & Winstein, "The Design,
+Implementation, and Deployment of a System to Transparently Compress Hundreds of Petabytes of Image Files for a File-Storage
+Service" (NSDI 2017), section on the 7×1 and DC coefficients. Choice: Ramchandran & Vetterli, "Rate-distortion optimal fast
+thresholding with complete JPEG/MPEG decoder compatibility" (1994). Differs: continuity is used for every coefficient, not
+only the first row and column; the choice is greedy in coding order, because the model adapts with every choice.
 """
 
 from __future__ import annotations
@@ -61,13 +64,13 @@ _LEAST = 32  # no decision is surer than 1 − 32/65536
 _TAIL = 3 * 32  # Exp-Golomb lengths
 _SIGN_ROW = _LEVELS * 32 + _LEVELS * 256
 _ROOT2 = 362  # √2 in 256ths
+_NONZERO_BITS = 1.5  # a sign, and what the neighbours' predictions pay for a value that is not 0
 
-_PK = _LEVELS * _POSITIONS * _BUCKETS
-# Entries of each context's table, in the order of `_contexts`
-_SIZES = (_PK, _PK, _LEVELS * _POSITIONS * 8, _PK, _LEVELS * _POSITIONS * 8, *(_LEVELS * _BUCKETS**3,) * 3,
-          _LEVELS * _BUCKETS**2 * _BANDS, _LEVELS * _BANDS * _BUCKETS**2, _LEVELS * 7**4, _LEVELS * 6 * 6 * 4 * 4 * _BUCKETS,
-          _LEVELS * 8 * 8 * _BANDS)  # fmt: skip
-_OFFSETS = tuple(int(v) for v in np.cumsum((0, *_SIZES)))
+# How many contexts of each kind a class of decisions has; `_run` numbers them.
+_AT = _POSITIONS * _BUCKETS
+_SIZES = (_AT, _AT, _POSITIONS * 8, _AT, _POSITIONS * 8, _BUCKETS**3, _BUCKETS**3, _BUCKETS**3,
+          _BUCKETS**2 * _BANDS, _BUCKETS**2 * _BANDS, 7**4, 6 * 6 * 4 * 4 * _BUCKETS, 8 * 8 * _BANDS)  # fmt: skip
+_OFFSETS = tuple(int(v) for v in np.cumsum((0, *_SIZES)) * _LEVELS)
 _SIGN_SIZES = (3 * _POSITIONS * 9, 3 * _POSITIONS * 9, 3 * _POSITIONS * 121, 3 * _BANDS * 121, 3 * 121 * 9)
 _SIGN_OFFSETS = tuple(int(v) for v in np.cumsum((0, *_SIGN_SIZES)))
 
@@ -97,14 +100,14 @@ def _fresh() -> _Model:
     slow = np.full(_OFFSETS[-1] + _SIGN_OFFSETS[-1] + _TAIL, FRESH, np.uint32)
     fast = np.full(_OFFSETS[-1] + _SIGN_OFFSETS[-1], 1 << 15, np.uint16)
     t = tables()
-    line = t.squash[np.clip(np.arange(-16, 17) * 128, -STRETCH_LIMIT, STRETCH_LIMIT) + DOMAIN] << 4
+    line = t.squash[np.clip(np.arange(-16, 17) * 128, -STRETCH_LIMIT, STRETCH_LIMIT) + DOMAIN].astype(np.int32) << 4
     weights = np.zeros((_SIGN_ROW + 3 * 64 + 3 * 9, _WIDTH), np.int32)
     weights[:_SIGN_ROW, : 2 * _N_CONTEXTS] = 65536 * 6 // 10 // _N_CONTEXTS
     weights[_SIGN_ROW:, : 2 * _N_SIGN] = 65536 * 3 // 10
     x = np.zeros(2 * _WIDTH, np.int32)
     x[_WIDTH - 1] = 256
     ctx = np.zeros(_N_CONTEXTS, np.int64)
-    apm = np.tile(line, _LEVELS * _BUCKETS + 3).astype(np.int32)
+    apm = np.tile(line, _LEVELS * _BUCKETS + 3)
     return _Model(slow, fast, apm, weights.reshape(-1), x, ctx, ctx.copy())
 
 
@@ -191,7 +194,7 @@ def _learn(model, t, n, at, row_a, row_b, guess, bit, rate):
 def _level(level, model, u, v, a, b):
     """Set model.ctx for the decision of class `level`; returns (row_a, row_b) of the mixers."""
     for i in range(_N_CONTEXTS):
-        model.ctx[i] = _OFFSETS[i] + level * (_SIZES[i] // _LEVELS) + model.within[i]
+        model.ctx[i] = _OFFSETS[i] + level * _SIZES[i] + model.within[i]
     return (level * 32 + min(u + v, 31)) * _WIDTH, (_LEVELS * 32 + level * 256 + a * 16 + b) * _WIDTH
 
 
@@ -307,29 +310,27 @@ def _run(q, code, mode, wanted, importance, lagrangian, model, t):
 
                     if mode == _CHOOSE and k and 0 < size <= _UNARY:
                         goal = abs(wanted[p, r, c, k])
-                        best, chosen, spent = np.inf, 0, 0.0
+                        least, chosen, spent = np.inf, 0, 0.0
                         for level in range(size + 1):
-                            row_a, row_b = _level(plane * 6 + _class(min(level, _UNARY - 1)), model, u, v, a, o)
-                            up_p = _predict(
-                                model, t, _N_CONTEXTS, 0, row_a, row_b, (plane * 6 + _class(min(level, 13))) * 11 + f
-                            )[0]
+                            what = 6 * plane + _class(min(level, _UNARY - 1))
+                            row_a, row_b = _level(what, model, u, v, a, o)
+                            above_p = _predict(model, t, _N_CONTEXTS, 0, row_a, row_b, what * _BUCKETS + f)[0]
                             if level == 0 or level >= size - 2:
                                 error = goal - level
-                                j_cost = importance[k] * error * error + lagrangian * (
-                                    spent + t.cost[65536 - up_p] + (1.5 if level else 0.0)
-                                )
-                                if j_cost < best:
-                                    best, chosen = j_cost, level
-                            spent += t.cost[up_p]
+                                bill = spent + t.cost[65536 - above_p] + (_NONZERO_BITS if level else 0.0)
+                                total = importance[k] * error * error + lagrangian * bill
+                                if total < least:
+                                    least, chosen = total, level
+                            spent += t.cost[above_p]
                         size = chosen
                         number = size if number > 0 else -size
                         q[p, r, c, k] = number
 
                     level, going = 0, True
                     while going and level < _UNARY:
-                        what = plane * 6 + _class(level)
+                        what = 6 * plane + _class(level)
                         row_a, row_b = _level(what, model, u, v, a, o)
-                        guess = _predict(model, t, _N_CONTEXTS, 0, row_a, row_b, what * 11 + f)
+                        guess = _predict(model, t, _N_CONTEXTS, 0, row_a, row_b, what * _BUCKETS + f)
                         if mode == _DECODE:
                             bit, value, width, at = decode_bit(value, width, at, code, guess[0], 16)
                         else:
@@ -390,7 +391,7 @@ def _run(q, code, mode, wanted, importance, lagrangian, model, t):
                         x[_WIDTH + 2 * _N_SIGN + 1] = min(max(asked_l, -STRETCH_LIMIT), STRETCH_LIMIT)
                         row_a = (_SIGN_ROW + plane * 64 + min(k, 63)) * _WIDTH
                         row_b = (_SIGN_ROW + 3 * 64 + plane * 9 + s_0 * 3 + s_1) * _WIDTH
-                        guess = _predict(model, t, _N_SIGN, _WIDTH, row_a, row_b, _LEVELS * 11 + plane)
+                        guess = _predict(model, t, _N_SIGN, _WIDTH, row_a, row_b, _LEVELS * _BUCKETS + plane)
                         if mode == _DECODE:
                             bit, value, width, at = decode_bit(value, width, at, code, guess[0], 16)
                             number = -size if bit else size
@@ -457,7 +458,7 @@ def decode(code: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """
     block, n = block_of(shape), prod(shape)
     # A coefficient takes one decision at least, and no decision less than 1/1419 of a bit.
-    if not block or n > 1420 * 8 * (code.size + 8):
+    if not block or n > 1420 * 8 * (code.size + 8) or (n == 0 and code.size):
         raise CorruptStream(f"{code.size:,} bytes of code cannot hold coefficients of shape {shape}")
     claim(4 * n + _workspace_bytes(shape, block), "coefficients and their model")
     q = np.zeros(shape, np.int32)

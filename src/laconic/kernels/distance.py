@@ -75,7 +75,7 @@ def least(typingctx, bias, bias_at, values, at, n):
 
 @intrinsic
 def first_below(typingctx, values, at, n, limit):
-    """The least j in at … n − 1 of a stretch of vectors with values[j] < limit, or n. `n − at`: any; reads up to a vector beyond n."""
+    """The least j from `at` to n − 1 with values[j] < limit, or n. float32; reads up to one vector behind values[n − 1]."""
     signature = types.int64(values, types.int64, types.int64, types.float32)
 
     def codegen(context, builder, sig, args):

@@ -3,8 +3,9 @@
 E8 = D8 ∪ (D8 + ½), D8 being the integer vectors of even sum. Points are held doubled, as int64: eight even numbers or eight
 odd ones, whose sum is a multiple of four.
 
-Source: J. Conway, N. Sloane, "Fast quantizing and decoding algorithms for lattice quantizers and codes", IEEE Trans. IT
-28(2), 1982 (nearest point); "A fast encoding method for lattice codes and quantizers", IEEE Trans. IT 29(6), 1983 (Voronoi codes).
+Sources: J. Conway, N. Sloane, "Fast quantizing and decoding algorithms for lattice quantizers and codes", IEEE Trans. IT
+28(2), 1982 (nearest point); "A fast encoding method for lattice codes and quantizers", IEEE Trans. IT 29(6), 1983
+(Voronoi codes).
 """
 
 from functools import lru_cache

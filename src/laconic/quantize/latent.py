@@ -77,7 +77,9 @@ class FSQ(Codebook):
         import torch
 
         if not x.ndim or x.shape[-1] % len(self.levels):
-            raise BadInput(f"latents of shape {tuple(x.shape)} for {len(self.levels)} kinds of levels; a multiple is right")
+            raise BadInput(
+                f"latents of shape {tuple(x.shape)} for {len(self.levels)} kinds of levels; a multiple is right"
+            )
         return torch.tensor(self.levels, dtype=torch.float64).repeat(x.shape[-1] // len(self.levels))
 
 
@@ -87,7 +89,7 @@ class LFQ(Codebook):
 
     Index 1 where x > 0, 0 elsewhere. With magnitude √(2/π) it is the one-bit Lloyd–Max book of unit Gaussian values.
     Shapes: x (..., n) -> index (..., n), alphabet 2.
-    Source: Yu et al. 2023, MAGVIT-v2 (2310.05737), eq. 3 (levels ±1). Differs: one bit a dimension, no token number.
+    Source: Yu et al. 2023, MAGVIT-v2 (2310.05737): levels ±1. Differs: one bit a dimension, no token number.
     """
 
     magnitude: float = 1.0

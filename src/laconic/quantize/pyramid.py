@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def _check(part: Part, length: int, pulses: int) -> None:
     if not 2 <= length <= 256 or not 1 <= pulses <= 127:
-        raise BadConfig(f"{type(part).__name__} of {length} values and {pulses} pulses; 2 … 256 and 1 … 127 are possible")
+        raise BadConfig(
+            f"{type(part).__name__} of {length} values and {pulses} pulses; 2 … 256 and 1 … 127 are possible"
+        )
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Pyramid(Codebook):
     N(0,1) with exact gains, length 16, 12 pulses (2 bits a value): error .083.
 
     Shapes: x (..., n), length divides n -> index (..., n).
-    Source: Fischer 1986; for language models van der Ouderaa et al. 2024 (2410.16926), section 3: greedy pulses, no table.
+    Source: Fischer 1986; for language models van der Ouderaa et al. 2024 (2410.16926): greedy pulses, no table.
     """
 
     length: int = 16
@@ -129,7 +131,9 @@ class PyramidCode(Stage):
         n = math.prod(shape)
         n_groups, n_bits = n // self.length, self.group_bits
         if shape[-1] % self.length or len(y) != -(-n_groups * n_bits // 8):
-            raise CorruptStream(f"{len(y):,} bytes for symbols of shape {shape} in groups of {self.length}, {n_bits} bits each")
+            raise CorruptStream(
+                f"{len(y):,} bytes for symbols of shape {shape} in groups of {self.length}, {n_bits} bits each"
+            )
         n_bytes = -(-n_bits // 8)
         claim(8 * n_groups * n_bytes + n, "points of a pyramid")
         stream = np.unpackbits(np.frombuffer(y, np.uint8))

@@ -161,7 +161,7 @@ class SignVQ(VQ):
 
     Index: point · 2^dim + signs, bit k set where value k is negative. Shapes as VQ.
     Source: S. Li et al., "SSVQ: unleashing the potential of vector quantization with sign-splitting", 2025 (2503.08668),
-    eq. 5: W = C[A] ⊙ sign. Differs: no training of latent signs here.
+    W = C[A] ⊙ sign. Differs: no training of latent signs here.
     """
 
     def __post_init__(self) -> None:
@@ -276,6 +276,13 @@ class AdditiveVQ(_Learned):
     def dim(self) -> int:  # type: ignore[override]
         """The whole last axis is coded jointly."""
         return int(self._table().shape[2])
+
+    @property
+    def columns(self) -> int:
+        """None can be had apart: raises BadConfig."""
+        raise BadConfig(
+            "an additive code takes whole rows, so no error can be fed from column to column; round to nearest"
+        )
 
     def _slices(self) -> list[slice]:
         _, n_points, n = self._table().shape

@@ -29,8 +29,10 @@ Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, what
 class Row:
     """What became of one item.
 
-    error: squared error over the energy of the original (‖x − x̂‖² / ‖x‖²), measured on the decoded packet; 0 where
-    every bit came back. psnr: for pictures, in dB.
+    n_elements: values; pixels of a picture, bytes of a byte string.
+    error: squared error over the energy of the original (‖x − x̂‖² / ‖x‖²), measured on the decoded packet; 0 where every
+    bit came back. psnr: for pictures, in dB.
+    note: why an item was kept without loss, where its recipe could not take it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Row:
     psnr: float | None
     encode_seconds: float
     decode_seconds: float
+    note: str = ""
 
     @property
     def bits_per_element(self) -> float:
@@ -185,7 +188,7 @@ def _to_budget(todo: Plan, max_bytes: int | None, out: IO[bytes], progress: Prog
     """Write the archive; with a limit, search the rate by whole trials in memory until it fits closely."""
     if max_bytes is None:
         return _write(todo, out, progress)
-    lossy = sum(math.prod(c.item.shape) for _, c, ch in todo.pairs() if ch.bits is not None)
+    lossy = sum(formats.n_rated(c.item, s.format) for s, c, ch in todo.pairs() if ch.bits is not None)
     best: tuple[int, list[Row], bytes] | None = None
     low, high = 0.0, 16.0
     trial = BytesIO()
@@ -243,16 +246,16 @@ class _Tally:
         self.in_bytes = self.out_bytes = 0
         self.lost = self.energy = 0.0
         self.encode_seconds = self.decode_seconds = 0.0
-        self.fell_back = False
+        self.note = ""
 
     def add(self, writer: archive.Writer, chunk: Any) -> None:
         try:
             packet, codec = self._encode(chunk, self.codec)
-        except BadInput:
+        except BadInput as e:
             if self.codec.stage.lossless:
                 raise
-            # NaN and Inf, or a dtype that this recipe does not take: keep the item whole, and say so in the report.
-            self.fell_back = True
+            # NaN and Inf, or a shape that this recipe does not take: keep the item whole, and say so in the report.
+            self.note = f"kept without loss: {self.choice.recipe}: {e}"
             packet, codec = self._encode(chunk, packets.codec(LOSSLESS_ARRAY))
         start = time.perf_counter()
         back = codec.decode(packet)
@@ -275,7 +278,7 @@ class _Tally:
     def _compare(self, chunk: Any, back: Any, lossless: bool) -> None:
         import torch
 
-        x = chunk if isinstance(chunk, torch.Tensor) else torch.from_numpy(chunk)
+        x = chunk if isinstance(chunk, torch.Tensor) else torch.from_numpy(np.array(chunk))
         self.in_bytes += x.numel() * x.element_size()
         if lossless:
             if x.numel() and not torch.equal(_bits(x), _bits(back)):
@@ -287,14 +290,16 @@ class _Tally:
 
     def row(self) -> Row:
         n = math.prod(self.item.shape)
+        rated = formats.n_rated(self.item, "image" if self.picture else "")
         psnr = None
         if self.picture and not self.codec.stage.lossless:
             psnr = math.inf if self.lost == 0 else 10 * math.log10(255**2 * n / self.lost)
-        recipe = f"{LOSSLESS_ARRAY} (not finite)" if self.fell_back else self.choice.describe()
+        recipe = LOSSLESS_ARRAY if self.note else self.choice.describe()
         error = self.lost / self.energy if self.energy else 0.0
         return Row(
-            self.name, recipe, n, self.in_bytes, self.out_bytes, error, psnr, self.encode_seconds, self.decode_seconds
-        )
+            self.name, recipe, rated, self.in_bytes, self.out_bytes, error, psnr,
+            self.encode_seconds, self.decode_seconds, self.note,
+        )  # fmt: skip
 
 
 def _numel(chunk: Any) -> int:

@@ -20,7 +20,7 @@ from ..core.errors import BadInput, CorruptStream
 from ..core.packet import ITEM_BYTES
 from .archive import Entry, Item
 
-CHUNK_ELEMENTS = 1 << 21  # an array above this is cut along its first axis, so that memory stays bounded
+CHUNK_ELEMENTS = 1 << 20  # an array above this is cut along its first axis, so that memory stays bounded
 CHUNK_BYTES = 16 << 20
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 
@@ -69,6 +69,11 @@ def _array_item(name: str, dtype: str, shape: tuple[int, ...]) -> Item:
 def _span(item: Item, i: int) -> tuple[int, int]:
     step = _rows_per_chunk(item.shape)
     return i * step, min((i + 1) * step, item.shape[0])
+
+
+def n_rated(item: Item, format: str) -> int:
+    """What "bits per value" divides by: values; pixels of a picture."""
+    return math.prod(item.shape[:2] if format == "image" else item.shape)
 
 
 def chunk_shape(item: Item, i: int) -> tuple[int, ...]:

@@ -55,9 +55,8 @@ def lossy_worthwhile(item: Item, format: str) -> bool:
 def pick(item: Item, format: str, recipe: str | None, bits: float | None) -> Choice:
     """The recipe for one item. A named recipe takes every item it can; what it cannot take is kept without loss."""
     if item.dtype == "bytes":
-        return Choice(
-            recipe if recipe and _domain(recipe) == "lossless" and recipe != LOSSLESS_ARRAY else LOSSLESS_BYTES
-        )
+        named = recipe not in (None, "lossless", LOSSLESS_ARRAY) and _domain(str(recipe)) == "lossless"
+        return Choice(str(recipe) if named else LOSSLESS_BYTES)
     if recipe in (LOSSLESS_ARRAY, "lossless") or not lossy_worthwhile(item, format):
         return Choice(LOSSLESS_ARRAY)
     domain = domain_of(item, format)

@@ -4,7 +4,7 @@ from ...core.stage import Stage
 from ...entropy.bytemix import ByteMix
 
 
-def bytes_mix(table_bits: int = 22) -> Stage:
+def bytes_mix(table_bits: int = 24) -> Stage:
     """Any bytes without loss: every bit predicted by a mix of many contexts, then arithmetic coded.
 
         p = squash(Σ w_i · stretch(p_i)),   w_i += η · (bit − p) · stretch(p_i)

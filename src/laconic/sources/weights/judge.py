@@ -44,7 +44,9 @@ def judge(
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # ours is the bar that runs here
     tokenizer = AutoTokenizer.from_pretrained(reference)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     step = window - 1
