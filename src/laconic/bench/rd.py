@@ -47,7 +47,9 @@ def fixed_rate_trellis() -> Iterator[Row]:
 
     x = gaussian()
     for bits, target in TRELLIS.items():
-        packet, d = _there_and_back(Codec(chain(Quantizer(Trellis(float(bits), states=1 << 16)), Pack())), x)
+        packet, d = _there_and_back(
+            Codec(chain(Quantizer(Trellis(float(bits), states=1 << 16, length=4096)), Pack())), x
+        )
         said = info(packet)
         codes = 8 * said.ledger.by_role()["codes"] / N
         bound = gaussian_distortion(bits)
@@ -110,7 +112,7 @@ def inner_products() -> Iterator[Row]:
 
 
 FAISS = {
-    2: ("PQ32x8", "OPQ32_128,PQ32x8", "PQ64x4", "RQ32x8"),
+    2: ("PQ32x8", "OPQ32_128,PQ32x8", "PQ64x4"),
     3: ("PQ64x6", "OPQ64_128,PQ64x6"),
     4: ("SQ4", "PQ64x8", "OPQ64_128,PQ64x8"),
 }

@@ -88,17 +88,17 @@ def machine() -> dict[str, Any]:
 
 
 def run_suite(suite: tuple[Measurement, ...], json_path: Path | None, only: str | None) -> list[Row]:
-    """Measure, print each row as it comes, then write the file."""
+    """Measure, write the file as rows come, then print the table."""
     rows: list[Row] = []
     for m in suite:
         if only and only.lower() not in m.name.lower():
             continue
         print(f"… {m.name}", file=sys.stderr, flush=True)
         rows += m.run()
+        if json_path is not None:  # after each, so that a run that is stopped leaves what it measured
+            json_path.parent.mkdir(parents=True, exist_ok=True)
+            json_path.write_text(json.dumps({"rows": [r.as_json() for r in rows], "machine": machine()}, indent=1))
     print_rows(rows)
-    if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps({"rows": [r.as_json() for r in rows], "machine": machine()}, indent=1))
     return rows
 
 
