@@ -112,9 +112,9 @@ def inner_products() -> Iterator[Row]:
 
 
 FAISS = {
-    2: ("PQ32x8", "OPQ32_128,PQ32x8", "PQ64x4"),
-    3: ("PQ64x6", "OPQ64_128,PQ64x6"),
-    4: ("SQ4", "PQ64x8", "OPQ64_128,PQ64x8"),
+    2: ("PQ32x8", "PQ64x4"),
+    3: ("PQ64x6",),
+    4: ("SQ4", "PQ64x8"),
 }
 
 
@@ -144,7 +144,7 @@ def _best_faiss(x: np.ndarray, bits: int) -> tuple[float | None, str]:
     found = []
     for factory in FAISS[bits]:
         index = faiss.index_factory(x.shape[1], factory)
-        index.train(ar1_vectors(40_000, seed=1))  # as many as its k-means asks for
+        index.train(ar1_vectors(10_000, seed=1))  # as many as its k-means asks for
         if index.sa_code_size() * 8 <= bits * x.shape[1]:
             found.append((mse(x, index.sa_decode(index.sa_encode(x))), f"faiss {factory}"))
     return min(found)
