@@ -144,6 +144,14 @@ def test_picture(tmp_path: Path) -> None:
     assert report.rows[0].psnr > 30
 
 
+def test_large_picture_is_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "CHUNK_ELEMENTS", 500)
+    Image.fromarray(RNG.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(tmp_path / "p.png")
+    laconic.compress(tmp_path / "p.png")
+    laconic.decompress(tmp_path / "p.png.lac", tmp_path / "q.png")
+    assert Image.open(tmp_path / "q.png").size == (30, 40)
+
+
 def test_picture_with_alpha_is_kept_as_bytes(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save(tmp_path / "a.png")
     laconic.compress(tmp_path / "a.png")

@@ -78,7 +78,7 @@ def n_rated(item: Item, format: str) -> int:
 
 def chunk_shape(item: Item, i: int) -> tuple[int, ...]:
     """The shape that chunk `i` of an array has."""
-    if item.dtype == "bytes" or not item.shape:
+    if item.dtype == "bytes" or not item.shape or item.chunks == 1:  # a picture is one chunk, whatever its size
         return item.shape
     a, b = _span(item, i)
     return (b - a, *item.shape[1:])
