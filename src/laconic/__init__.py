@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import hook
+
 __version__ = "0.1.0"
 
 _LAZY = {
@@ -27,7 +29,7 @@ _LAZY = {
     "verify": "laconic.sources.files",
     "info": "laconic.sources.files",
 }
-__all__ = [*_LAZY, "__version__"]
+__all__ = [*_LAZY, "weights", "__version__"]
 
 if TYPE_CHECKING:
     from .core.errors import BadConfig, BadInput, CodecError, CorruptStream, ModelMismatch, NotFitted
@@ -40,8 +42,13 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
+    if name == "weights":
+        return import_module("laconic.weights")
     raise AttributeError(f"module 'laconic' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+hook.install()

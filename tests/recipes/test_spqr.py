@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -8,6 +10,8 @@ from laconic import Stats
 from laconic.core.combine import chain, partition
 from laconic.core.stage import Stage
 from laconic.quantize.rules import Largest
+
+from .layers import layer_loss, real_layers
 
 
 def layer(n: int = 192, rows: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,6 +55,25 @@ def test_outliers_by_sensitivity_beat_outliers_by_magnitude() -> None:
 def test_outliers_are_worth_their_bits() -> None:
     three, four = loss(spqr()), loss(spqr(bits=4, outliers=0.0))
     assert three[1] < four[1] - 0.5 and three[0] < 1.1 * four[0]
+
+
+def trained(stage: Stage) -> tuple[float, float]:
+    """Geometric mean of the relative errors of trained layers, and their mean bits a weight."""
+    found = [layer_loss(stage, layer) for layer in real_layers()]
+    sizes = [layer.weight.numel() for layer in real_layers()]
+    bits = sum(one.bits * n for one, n in zip(found, sizes, strict=True)) / sum(sizes)
+    return math.exp(sum(math.log(one.error) for one in found) / len(found)), bits
+
+
+def test_trained_layers_gain_from_bilevel_scales_more_than_from_outliers() -> None:
+    """english-llama-7m has light tails: groups of 16 with cheap scales beat GPTQ's of 32 at its rate; outliers take off 7 %,
+    by sensitivity no more than by magnitude, and do not pay for their .24 bits. The paper's order is not seen here."""
+    ours, without, magnitude = trained(spqr()), trained(spqr(outliers=0.0)), trained(by_magnitude())
+    gptq = trained(laconic.codec("gptq", bits=3, group=32).stage)
+    assert without[0] < 0.85 * gptq[0] and without[1] < gptq[1] + 0.05
+    assert ours[0] < 0.97 * without[0]
+    assert ours[0] * 4 ** (ours[1] - without[1]) > without[0]
+    assert 0.98 < ours[0] / magnitude[0] < 1.15
 
 
 def test_ledger() -> None:

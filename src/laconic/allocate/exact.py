@@ -102,13 +102,16 @@ def integer_programme(rates: ArrayLike, distortions: ArrayLike, budget: float) -
     one_each = csr_array((np.ones(n), (part, np.arange(n))), shape=(len(rates), n + 1))
     constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(row[None, :], room, room)]
     while True:
-        result = milp(
-            np.append(reduced[part, option], 1.0),
-            integrality=np.append(np.ones(n), 0),
-            bounds=(0, np.append(np.ones(n), np.inf)),
-            constraints=constraints,
-            options={"mip_rel_gap": 0.0},
-        )
+        for presolve in (True, False):  # HiGHS' presolve gives up on some programmes that it solves without
+            result = milp(
+                np.append(reduced[part, option], 1.0),
+                integrality=np.append(np.ones(n), 0),
+                bounds=(0, np.append(np.ones(n), np.inf)),
+                constraints=constraints,
+                options={"mip_rel_gap": 0.0, "presolve": presolve},
+            )
+            if result.status == 0:
+                break
         if result.status != 0:
             raise CodecError(f"the integer programme ended without an optimum: {result.message}")
         x = np.zeros(rates.shape)

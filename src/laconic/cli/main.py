@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import BadConfig, CodecError
+from .evaluate import evaluate
+from .export import export
 
 if TYPE_CHECKING:
     from ..sources.files import Report
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure, beside the best peers, and print what was measured.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+app.command("eval")(evaluate)
+app.command("export")(export)
 
 Input = Annotated[str, typer.Argument(metavar="IN", help="File, folder, or - for standard input.")]
 Output = Annotated[
@@ -53,15 +57,35 @@ def compress(
     recipe: Recipe = None,
     bits: Bits = None,
     max_bytes: Annotated[int | None, typer.Option("--max-bytes", help="Size of the whole output at most.")] = None,
+    calibrate: Annotated[
+        list[str] | None, typer.Option("--calibrate", help="Models: text that calibration reads; may be repeated.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", help="Models: leave matrices with such names as they are.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Models: go on with a run that was stopped.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    json_: Json = None,
     force: Force = False,
     rm: Remove = False,
     stdout: Stdout = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Compress a .safetensors file or model folder, .npy/.npz, a picture, or any other file."""
-    from ..sources import files
+    """Compress a model folder, a .safetensors file, .npy/.npz, a picture, or any other file.
 
+    A Hugging Face folder becomes a folder that loads like any model; with -o FILE.lac, an archive of its files.
+    """
+    from ..sources import files
+    from .models import compress_model, is_model
+
+    if is_model(source, output, recipe) and not (stdout or max_bytes):
+        with _progress(quiet or dry_run) as tick:
+            return compress_model(
+                source, output, recipe, bits, calibrate or [], keep or [], resume, dry_run, force, quiet, json_, tick
+            )
+    for said, name in ((calibrate, "--calibrate"), (keep, "--keep"), (resume, "--resume"), (json_, "--json")):
+        if said:
+            raise BadConfig(f"{name} is for the folder of a model (config.json and safetensors); {source} is none")
     if dry_run:
         return _show_plan(files.plan(source, recipe=recipe, bits=bits))
     to_stdout = stdout or (source == "-" and output is None)
@@ -102,13 +126,17 @@ def decompress(
 
 @app.command()
 def info(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A .lac file.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A .lac file, or the folder of a compressed model.")],
     json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """What a .lac file holds, and the ledger of its bytes; every checksum is checked."""
+    """What a .lac file or a compressed model holds, and the ledger of its bytes; every checksum is checked."""
     import json
 
     from ..sources import files
+    from .models import info_model
+
+    if source.is_dir():
+        return info_model(source, json_)
     from .tables import info_table, ledger_table, print_table
 
     said = files.info(source)
@@ -124,11 +152,16 @@ def info(
 
 @app.command()
 def verify(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A .lac file.")], limit_bytes: Limit = 1 << 32
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A .lac file, or the folder of a compressed model.")],
+    limit_bytes: Limit = 1 << 32,
 ) -> None:
     """Decode everything and keep nothing; exit 1 if anything is wrong."""
     from ..sources import files
+    from .models import verify_model
 
+    if source.is_dir():
+        _say(f"{source}: {verify_model(source)} packets, all whole")
+        return
     _say(f"{source}: {files.verify(source, limit_bytes=limit_bytes)} packets, all whole")
 
 
@@ -162,6 +195,18 @@ def bench_rd(
     """Rate and distortion against the bounds, coders and transforms against the best libraries."""
     from ..bench.rd import SUITE
     from ..bench.rows import run_suite
+
+    run_suite(SUITE, json_, only)
+
+
+@bench_app.command("weights")
+def bench_weights(
+    json_: Json = None,
+    only: Annotated[str | None, typer.Option("--only", help="Measurements whose name contains this.")] = None,
+) -> None:
+    """Whole models beside the best peers (`make peers` builds theirs): loss at equal bits, time, memory, kernels."""
+    from ..bench.rows import run_suite
+    from ..bench.weights import SUITE
 
     run_suite(SUITE, json_, only)
 

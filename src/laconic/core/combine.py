@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from .errors import BadConfig, CorruptStream, claim
-from .stage import Kind, Leaf, Part, Side, Stage, Stats
+from .stage import Kind, Leaf, Levels, Part, Side, Stage, Stats
 from .wire import Reader, read_sections, write_sections, write_varint
 
 
@@ -51,6 +51,7 @@ class Chain(Stage):
     accepts = property(lambda self: self.stages[0].accepts)  # type: ignore[assignment]
     casts = property(lambda self: self.stages[0].casts)  # type: ignore[assignment]
     payload_role = property(lambda self: self.stages[-1].payload_role)  # type: ignore[assignment]
+    keeps_rate = property(lambda self: self.stages[-1].keeps_rate)  # type: ignore[assignment]
 
     def children(self) -> Mapping[str, Stage]:
         return {str(i): s for i, s in enumerate(self.stages)}
@@ -80,6 +81,17 @@ class Chain(Stage):
         for i in reversed(range(len(self.stages))):
             y = self.stages[i].decode(y, side[str(i)])
         return y
+
+    def levels(self, y: Any, side: Side) -> Levels | None:
+        for i in reversed(range(len(self.stages))):
+            found = self.stages[i].levels(y, side[str(i)])
+            if found is not None:
+                turns = (*self.stages[:i], *found.turns)
+                return found._replace(turns=turns) if all(s.orthogonal for s in turns) else None
+            if self.stages[i].takes is Kind.ARRAY:
+                return None
+            y = self.stages[i].decode(y, side[str(i)])
+        return None
 
     def given(self, context: Any) -> Self:
         """Tell the last stage, a coder, what the decoder already knows."""

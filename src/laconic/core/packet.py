@@ -7,6 +7,9 @@ Layout, integers little-endian, `varint` = LEB128:
 
 The header is JSON, raw-deflated: recipe id, configuration of the codec, shape and dtype of what was coded, and either
 nothing (learned arrays embedded) or the hash of the model they are in. See `wire` for sections.
+
+Version 2 is for many packets in one file: in place of recipe and configuration the header names a codec, `Codec.key()`, that
+the file keeps once for all.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import json
 import math
 import zlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, NamedTuple
@@ -25,11 +29,12 @@ import numpy as np
 
 from . import registry
 from .errors import BadConfig, BadInput, CorruptStream, ModelMismatch, NotFitted, decode_budget, unknown
-from .stage import Kind, Stage, Stats
+from .stage import Kind, Levels, Side, Stage, Stats
 from .wire import Reader, Section, checksum, read_array, read_sections, write_array, write_sections, write_varint
 
 MAGIC = b"\x89LAC"
 VERSION = 1
+SHARED_VERSION = 2
 MAX_HEADER = 1 << 20
 WORKING_BYTES = 16 << 20
 DEFAULT_LIMIT = 1 << 32  # bytes decoded from one packet, unless the caller allows more
@@ -97,13 +102,23 @@ class Codec:
         """A codec that has learned from `x` what it needs to."""
         return Codec(self.stage.fit(_prepare(self.stage, x).value, stats), self.recipe)
 
-    def encode(self, x: Any, *, embed: bool = True) -> bytes:
-        """One packet. With `embed=False` learned arrays are left out and the packet holds the hash of `model()`."""
+    def key(self) -> str:
+        """Eight hexadecimal digits that stand for this codec in packets which share it."""
+        said = json.dumps([self.recipe, registry.config(self.stage)], separators=(",", ":"), sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()[:8]
+
+    def encode(self, x: Any, *, embed: bool = True, shared: str | None = None) -> bytes:
+        """One packet. With `embed=False` learned arrays are left out and the packet holds the hash of `model()`.
+
+        shared: the key of a codec, equal to this one in all that a decoder needs, which the reader will have.
+        """
         source = _prepare(self.stage, x)
         if missing := [k for k, (_, a) in self.stage.arrays().items() if a is None]:
             raise NotFitted(f"{', '.join(missing)} not learned yet; call .fit(x) first")
         header: dict[str, Any] = {"recipe": self.recipe, "config": registry.config(self.stage),
                                   "shape": list(source.shape), "dtype": source.dtype}  # fmt: skip
+        if shared is not None:
+            header = {"codec": shared, "shape": header["shape"], "dtype": header["dtype"]}
         body = bytearray()
         if self.stage.arrays():
             if embed:
@@ -116,7 +131,7 @@ class Codec:
             body += write_sections(self.stage, {**side, "payload": y})
         head = _deflate(json.dumps(header, separators=(",", ":")).encode())
         out = bytearray(MAGIC)
-        out.append(VERSION)
+        out.append(VERSION if shared is None else SHARED_VERSION)
         write_varint(out, len(head))
         out += head
         out += checksum(head)
@@ -151,7 +166,8 @@ def codec(name: str, **settings: Any) -> Codec:
     for setting in settings:
         if setting not in known:
             raise BadConfig(f"recipe {name!r}: {unknown('setting', setting, known)}")
-    return Codec(build(**settings), name)
+    built = build(**settings)
+    return Codec(built if isinstance(built, Stage) else built.codec, name)
 
 
 class _Source(NamedTuple):
@@ -231,27 +247,33 @@ class _Opened(NamedTuple):
         return math.prod(self.header["shape"])
 
 
-def _open(packet: bytes | memoryview, limit_bytes: int) -> _Opened:
+def _open(packet: bytes | memoryview, limit_bytes: int, codecs: Mapping[str, Codec] | None = None) -> _Opened:
     """The header, checked, and the codec it describes, without its learned arrays."""
     reader = Reader(packet)
     if bytes(packet[:4]) != MAGIC:
         raise CorruptStream(f"not a laconic packet: it begins with {bytes(packet[:4])!r}, not {MAGIC!r}")
     reader.take(4)
-    if (version := reader.take(1)[0]) != VERSION:
-        raise CorruptStream(f"packet version {version}; this laconic reads version {VERSION}")
+    if (version := reader.take(1)[0]) not in (VERSION, SHARED_VERSION):
+        raise CorruptStream(f"packet version {version}; this laconic reads versions {VERSION} and {SHARED_VERSION}")
     n = reader.varint()
     if n > MAX_HEADER:
         raise CorruptStream(f"a header of {n:,} bytes; at most {MAX_HEADER:,} are allowed")
     head = reader.take(n)
     if reader.take(4) != checksum(head):
         raise CorruptStream("header: checksum mismatch")
-    header = _checked(_inflate(bytes(head)))
+    header = _checked(_inflate(bytes(head)), version == SHARED_VERSION)
+    known: Codec | None = None
+    if version == SHARED_VERSION:
+        known = (codecs or {}).get(header["codec"])
+        if known is None:
+            raise ModelMismatch(f"the packet shares codec {header['codec']!r}; read it through the file it belongs to")
+        header = {**header, "recipe": known.recipe, "config": registry.config(known.stage)}
     declared = math.prod(header["shape"]) * ITEM_BYTES[header["dtype"]]
     if declared > limit_bytes:
         raise CorruptStream(
             f"decodes to {declared:,} bytes; the limit is {limit_bytes:,} (raise limit_bytes to allow it)"
         )
-    stage = registry.build(header["config"])
+    stage = registry.build(header["config"]) if known is None else known.stage
     if not isinstance(stage, Stage) or stage.gives is not Kind.BYTES:
         raise CorruptStream(f"configuration is a {type(stage).__name__}, not a codec")
     if (stage.takes is Kind.BYTES) != (header["dtype"] == "bytes"):
@@ -282,12 +304,13 @@ def _model_arrays(model: Codec | str | PathLike[str] | None) -> dict[str, np.nda
         raise ModelMismatch(f"{model} is no safetensors file: {e}") from None
 
 
-def _checked(data: bytes) -> dict[str, Any]:
+def _checked(data: bytes, shared: bool) -> dict[str, Any]:
     try:
         header = json.loads(data)
     except (ValueError, RecursionError) as e:
         raise CorruptStream(f"header is not JSON: {e}") from None
-    fields = {"recipe": str, "config": dict, "shape": list, "dtype": str}
+    fields: dict[str, type] = {"codec": str} if shared else {"recipe": str, "config": dict}
+    fields = {**fields, "shape": list, "dtype": str}
     if not isinstance(header, dict) or any(not isinstance(header.get(k), t) for k, t in fields.items()):
         raise CorruptStream(f"header lacks one of {', '.join(fields)}")
     if extra := set(header) - set(fields) - {"model"}:
@@ -306,37 +329,77 @@ def decode(
     packet: bytes | memoryview,
     *,
     model: Codec | str | PathLike[str] | None = None,
+    codecs: Mapping[str, Codec] | None = None,
     limit_bytes: int = DEFAULT_LIMIT,
 ) -> Any:
     """What the packet holds: bytes, or a tensor of the shape and dtype that was coded.
 
     model: the codec or safetensors file with the learned arrays, for packets made with `embed=False`.
+    codecs: by key, the codecs that packets of one file share.
     limit_bytes: refuse packets that decode to more.
     Raises CorruptStream, ModelMismatch, BadConfig (a part or field this version does not know).
     """
-    with decode_budget(64 << 20):
-        opened = _open(packet, limit_bytes)
-        arrays = _embedded(opened, [])
-    if wanted := opened.header.get("model"):
-        arrays = _model_arrays(model)
-        if _model_hash(arrays) != wanted:
-            raise ModelMismatch(f"packet needs model {wanted}, given is {_model_hash(arrays)}")
-    stage = opened.stage.with_arrays(arrays)
+    stage, opened = _fitted(packet, model, codecs, limit_bytes)
     shape, dtype = tuple(opened.header["shape"]), opened.header["dtype"]
-    # Inside, values are float32 or 64-bit integers and a transform may pad: 16 bytes an element; adaptive models and
-    # tables have a size of their own: a floor.
-    with decode_budget(16 * opened.n_elements + WORKING_BYTES):
+    with _working(opened):
         if not opened.n_elements:
             opened.reader.finish()
             return b"" if dtype == "bytes" else _empty(shape, dtype)
-        side = read_sections(stage, opened.reader)
-        opened.reader.finish()
+        side = _sections(stage, opened)
         y = stage.decode(side.pop("payload"), side)
     if stage.takes is Kind.BYTES:
         if len(y) != shape[0]:
             raise CorruptStream(f"decoded {len(y):,} bytes, header says {shape[0]:,}")
         return y
     return _restore(y, shape, dtype)
+
+
+def levels(
+    packet: bytes | memoryview, *, codecs: Mapping[str, Codec] | None = None, limit_bytes: int = DEFAULT_LIMIT
+) -> Levels | None:
+    """What `decode` would give as integers and steps, where the codec is made of them and its input was float32.
+
+    Raises CorruptStream, ModelMismatch, BadConfig.
+    """
+    stage, opened = _fitted(packet, None, codecs, limit_bytes)
+    if not opened.n_elements or opened.header["dtype"] != "float32":
+        return None
+    with _working(opened):
+        side = _sections(stage, opened)
+        found = stage.levels(side.pop("payload"), side)
+    if found is not None and list(found.level.shape) != opened.header["shape"]:
+        raise CorruptStream(f"decoded shape {found.level.shape}, header says {tuple(opened.header['shape'])}")
+    return found
+
+
+def _fitted(
+    packet: bytes | memoryview,
+    model: Codec | str | PathLike[str] | None,
+    codecs: Mapping[str, Codec] | None,
+    limit: int,
+) -> tuple[Stage, _Opened]:
+    """The codec of a packet with its learned arrays, and the reader before the sections."""
+    with decode_budget(64 << 20):
+        opened = _open(packet, limit, codecs)
+        arrays = _embedded(opened, [])
+    if wanted := opened.header.get("model"):
+        arrays = _model_arrays(model)
+        if _model_hash(arrays) != wanted:
+            raise ModelMismatch(f"packet needs model {wanted}, given is {_model_hash(arrays)}")
+    return opened.stage.with_arrays(arrays), opened
+
+
+def _working(opened: _Opened) -> AbstractContextManager[None]:
+    """Inside, values are float32 or 64-bit integers and a transform may pad: 16 bytes an element; adaptive models and
+    tables have a size of their own: a floor."""
+    return decode_budget(16 * opened.n_elements + WORKING_BYTES)
+
+
+def _sections(stage: Stage, opened: _Opened) -> Side:
+    """The packet's sections to its end."""
+    side = read_sections(stage, opened.reader)
+    opened.reader.finish()
+    return side
 
 
 def _empty(shape: tuple[int, ...], dtype: str) -> Any:
@@ -360,10 +423,12 @@ def _restore(y: Any, shape: tuple[int, ...], dtype: str) -> Any:
     return y.reshape(shape)
 
 
-def info(packet: bytes | memoryview, *, limit_bytes: int = DEFAULT_LIMIT) -> Info:
+def info(
+    packet: bytes | memoryview, *, codecs: Mapping[str, Codec] | None = None, limit_bytes: int = DEFAULT_LIMIT
+) -> Info:
     """Header and rate ledger of a packet; checks every checksum, decodes nothing."""
     with decode_budget(len(packet)):
-        opened = _open(packet, limit_bytes)
+        opened = _open(packet, limit_bytes, codecs)
         sections: list[Section] = []
         _embedded(opened, sections)
         if opened.n_elements:

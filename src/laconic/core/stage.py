@@ -46,6 +46,26 @@ class Symbols(NamedTuple):
     alphabet: int
 
 
+class Levels(NamedTuple):
+    """A reconstructed matrix taken apart, for products and formats that work on its codes.
+
+        x̂ = (level · step + offset) · column_scale, then `decode` of the turns, the last first
+
+    level: integers (m, n); with `table`, (k,) float32, places in it. step, offset: float32 (m, ⌈n / group⌉), one for each
+    run of `group` columns, of which the last may be short; offset may be None. column_scale: float32 (n,) or None.
+    turns: stages that turn the last axis (`Stage.orthogonal`). sent: side information from which step and offset came.
+    """
+
+    level: np.ndarray
+    step: np.ndarray
+    group: int
+    offset: np.ndarray | None = None
+    table: np.ndarray | None = None
+    column_scale: np.ndarray | None = None
+    turns: tuple[Stage, ...] = ()
+    sent: Mapping[str, Any] = {}
+
+
 @dataclass(frozen=True)
 class Stats:
     """What is known about how errors hurt; every statistic is optional.
@@ -53,11 +73,14 @@ class Stats:
     hessian: (n, n) float32, second moment of the inputs that meet the last axis: the error of a row d costs d H dᵀ.
     importance: weight of each squared error, shape of x or of its last axis.
     mask: bool, shape of x; True where another part stores the value exactly.
+    drift: (n, n) float32, E[(x_f − x) xᵀ] with x the inputs as they are, after what was coded before, and x_f what they were in
+        the original model; with it a codec can aim at the original outputs W x_f instead of W x.
     """
 
     hessian: Tensor | None = None
     importance: Tensor | None = None
     mask: Tensor | None = None
+    drift: Tensor | None = None
 
     def present(self) -> list[str]:
         """Names of the statistics that are given."""
@@ -148,6 +171,9 @@ class Stage(Part):
     deterministic: the same input gives the same bytes on every run.
     payload_role: the ledger line of the bytes that a stage giving BYTES returns; None where they are always empty.
     holds_codecs: the children are whole codecs with payloads of their own, not steps that hand on to each other.
+    keeps_rate: told any rate in bits, the encoder keeps to it in real bytes, and decoders need not know it.
+    orthogonal: ARRAY -> ARRAY, an orthogonal map of the last axis without side information; encode of a row's inputs and
+        decode of the row leave their product as it is.
     """
 
     takes: ClassVar[Kind]
@@ -159,6 +185,8 @@ class Stage(Part):
     deterministic: ClassVar[bool] = True
     payload_role: ClassVar[str | None] = "codes"
     holds_codecs: ClassVar[bool] = False
+    keeps_rate: ClassVar[bool] = False
+    orthogonal: ClassVar[bool] = False
 
     def fit(self, x: Any, stats: Stats | None = None) -> Self:
         """Learn from `x` and return a new stage; the default has nothing to learn."""
@@ -180,6 +208,13 @@ class Stage(Part):
     def decode(self, y: Any, side: Side) -> Any:
         """(y, side) -> x̂. Raises CorruptStream for anything `encode` cannot have made."""
         raise NotImplementedError(f"{type(self).__name__}.decode")
+
+    def levels(self, y: Any, side: Side) -> Levels | None:
+        """What `decode` would give as integers and steps; None where it is not made of them, or is no matrix.
+
+        Raises CorruptStream as `decode` does.
+        """
+        return None
 
     def children(self) -> Mapping[str, Stage]:
         """The stages of a combinator by the name under which their side information is kept; none by default."""

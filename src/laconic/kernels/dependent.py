@@ -315,8 +315,11 @@ def _root(joined, k):
 
 
 @njit(nogil=True, cache=True)
-def _search(x, table, cost, half, shift, centre, union, branch, memory, q):
-    """Viterbi over one lane. x: (n,) float32 in steps; table: (n,) unsigned; q: (n,) int32, written."""
+def _search(x, table, cost, half, shift, centre, union, branch, memory, begin, q):
+    """Viterbi over n ≥ 1 values. x: (n,) float32 in steps; table: (n,) unsigned; q: (n,) int32, written.
+
+    begin: the state before the first value; returns the one behind the last.
+    """
     n = x.shape[0]
     states = 1 << memory
     pairs = states >> 1
@@ -334,11 +337,11 @@ def _search(x, table, cost, half, shift, centre, union, branch, memory, q):
         subset[k] = 32 * (_parity((k * width) & union) + 2 * _parity((k * width) & branch))
 
     old, new = np.full(states, _UNREACHED, np.uint16), np.empty(states, np.uint16)
-    old[0] = 0
+    old[begin] = 0
     metric, best, exact = np.empty(4, np.uint16), np.empty(128, np.uint16), np.empty(4, np.float32)
     kept = np.empty((2 * _WINDOW, 4), np.int32)
     chosen = np.empty(min(n, 2 * _WINDOW) * row, np.uint8)
-    done = 0
+    done, end = 0, np.int64(begin)
     for i in range(n):
         ring = i & (2 * _WINDOW - 1)
         t = table[i]
@@ -366,6 +369,7 @@ def _search(x, table, cost, half, shift, centre, union, branch, memory, q):
         if last or i + 1 - done == 2 * _WINDOW:
             stop = n if last else done + _WINDOW
             s = np.argmin(old)
+            end = s
             if not last:
                 _commit(old, s, chosen, i, stop, row, memory)
             for back in range(i, done - 1, -1):
@@ -375,6 +379,7 @@ def _search(x, table, cost, half, shift, centre, union, branch, memory, q):
                     q[back] = kept[back & (2 * _WINDOW - 1), y]
                 s = before
             done = stop
+    return end
 
 
 class Costs(NamedTuple):
@@ -629,7 +634,7 @@ def quantize(x: np.ndarray, table: np.ndarray, costs: Costs, states: int, bounds
     x, table, q = np.ascontiguousarray(x), np.ascontiguousarray(table), np.empty(x.size, np.int32)
     half, memory = level.shape[1] // 2, states.bit_length() - 1
     for a, b in zip(bounds[:-1], bounds[1:], strict=True):
-        _search(x[a:b], table[a:b], level, half, shift, centre, union, branch, memory, q[a:b])
+        _search(x[a:b], table[a:b], level, half, shift, centre, union, branch, memory, 0, q[a:b])
     return q
 
 
@@ -702,15 +707,15 @@ def code_lengths(
     return out
 
 
-def viterbi_plain(metric: np.ndarray, states: int) -> np.ndarray:
-    """The subsets y, (n,), on the path of least Σ metric[i, y]. metric: (n, 4) integers. The search, in NumPy."""
+def viterbi_plain(metric: np.ndarray, states: int, begin: int = 0) -> np.ndarray:
+    """The subsets y, (n,), on the path of least Σ metric[i, y] from a state. metric: (n, 4) integers. The search, in NumPy."""
     union, branch = _code(states)
     s = np.arange(states)
     parity = np.array([bin(v).count("1") & 1 for v in range(states)])
     low = s >> 1  # the predecessors of s' are low and low + S / 2
     predecessor = np.stack([low, low + states // 2])
     subset = parity[predecessor & union] + 2 * ((s & 1) ^ parity[predecessor & branch])
-    path = np.where(s == 0, 0, _UNREACHED).astype(np.int64)
+    path = np.where(s == begin, 0, _UNREACHED).astype(np.int64)
     chosen = np.empty((len(metric), states), np.int64)
     for i, m in enumerate(np.asarray(metric, np.int64)):
         arriving = path[predecessor] + m[subset]
@@ -723,8 +728,10 @@ def viterbi_plain(metric: np.ndarray, states: int) -> np.ndarray:
     return out
 
 
-def quantize_plain(x: np.ndarray, table: np.ndarray, costs: Costs, states: int, bounds: np.ndarray) -> np.ndarray:
-    """`quantize` value by value and without its window."""
+def quantize_plain(
+    x: np.ndarray, table: np.ndarray, costs: Costs, states: int, bounds: np.ndarray, begin: int = 0
+) -> np.ndarray:
+    """`quantize` value by value and without its window. begin: the state in which every lane does."""
     half = costs.level.shape[1] // 2
     q, metric = np.empty((len(x), 4), np.int32), np.empty((len(x), 4), np.float32)
     for i, (v, t) in enumerate(zip(x, table, strict=True)):
@@ -749,7 +756,7 @@ def quantize_plain(x: np.ndarray, table: np.ndarray, costs: Costs, states: int, 
             metric[i, y] = min(value)
     over = (metric - metric.min(1, keepdims=True)) * np.float32(_ONE) + np.float32(0.5)
     over = np.minimum(over, np.float32(_CLIP)).astype(np.int64)
-    y = np.concatenate([viterbi_plain(over[a:b], states) for a, b in zip(bounds[:-1], bounds[1:], strict=True)])
+    y = np.concatenate([viterbi_plain(over[a:b], states, begin) for a, b in zip(bounds[:-1], bounds[1:], strict=True)])
     return q[np.arange(len(x)), y]
 
 

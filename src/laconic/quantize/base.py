@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from ..core.errors import CorruptStream
-from ..core.stage import Kind, Leaf, Part, Side, Stage, Stats, Symbols, encoder_only
+from ..core.stage import Kind, Leaf, Levels, Part, Side, Stage, Stats, Symbols, encoder_only
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +104,10 @@ class Scale(Part):
         """The grid that a decoder sees. Raises CorruptStream where the arrays do not fit `shape`."""
         raise NotImplementedError
 
+    def run(self, shape: tuple[int, ...]) -> int:
+        """Length of the runs along the last axis that share a step, counted from its beginning; the last may be short."""
+        return 1
+
 
 @dataclass(frozen=True)
 class Unit(Scale):
@@ -116,6 +120,9 @@ class Unit(Scale):
         import torch
 
         return Grid(torch.ones(()))
+
+    def run(self, shape: tuple[int, ...]) -> int:
+        return shape[-1]
 
 
 @dataclass(frozen=True)
@@ -180,15 +187,44 @@ class Quantizer(Stage):
         levels = self.codebook.lookup(torch.from_numpy(y.index.astype(np.int64)))
         return self.scale.expand(side, tuple(levels.shape)).denormalize(levels)
 
+    def levels(self, y: Symbols, side: Side) -> Levels | None:
+        """Of scalar books with up to 256 levels."""
+        import torch
+
+        index, n = y.index, self.codebook.alphabet
+        if self.codebook.ladder() is None or index.ndim != 2 or not index.size or y.alphabet != n or n > 256:
+            return None
+        used = np.flatnonzero(np.bincount(index.reshape(-1)))
+        points = self.codebook.lookup(torch.from_numpy(used)).numpy()
+        first = float(points[0]) - float(used[0])
+        whole = first.is_integer() and bool((points == first + used).all())
+        shape = tuple(index.shape)
+        grid, run = self.scale.expand(side, shape), self.scale.run(shape)
+        step, offset = (
+            None if t is None else t.expand(shape)[:, ::run].contiguous().numpy() for t in (grid.step, grid.offset)
+        )
+        assert step is not None
+        if whole:
+            return Levels(index.astype(np.int16) + np.int16(first), step, run, offset, sent=side)
+        table = np.zeros(n, np.float32)
+        table[used] = points
+        return Levels(index, step, run, offset, table=table, sent=side)
+
 
 def error_weights(stats: Stats | None) -> Tensor | None:
     """How much each squared error counts for scales and codebooks: the importance, else the diagonal of the Hessian.
 
     The diagonal is what remains of the Hessian where errors do not know of each other. Columns that met no input keep a
-    millionth of the mean, so that they still count as extremes.
+    millionth of the mean, so that they still count as extremes. An importance of whole rows, (n_rows, 1), does not tell the
+    values of a row apart and is left out.
     """
-    if stats is None or stats.importance is not None or stats.hessian is None:
-        return None if stats is None else stats.importance
+    if stats is None:
+        return None
+    importance = stats.importance
+    if importance is not None and not (importance.ndim == 2 and importance.shape[-1] == 1):
+        return importance
+    if stats.hessian is None:
+        return None
     diagonal = stats.hessian.diagonal().clamp(min=0)
     mean = float(diagonal.mean())
     return diagonal.clamp(min=1e-6 * mean) if mean > 0 else None

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 import numpy as np
 
 from ..core.errors import BadConfig, BadInput, CorruptStream, claim
-from ..core.stage import Kind, Leaf, Side, Stage, Stats
+from ..core.stage import Kind, Leaf, Levels, Side, Stage, Stats
 from ..core.wire import write_sections
 
 if TYPE_CHECKING:
@@ -339,6 +339,7 @@ class EntropyCodedTrellis(Stage):
 
     takes: ClassVar[Kind] = Kind.ARRAY
     gives: ClassVar[Kind] = Kind.BYTES
+    keeps_rate: ClassVar[bool] = True
     side: ClassVar[Mapping[str, Leaf]] = {
         "shape": Leaf("int64", "header"),
         "scale": Leaf("uint8", "scales"),
@@ -369,6 +370,19 @@ class EntropyCodedTrellis(Stage):
     def decode(self, y: bytes, side: Side) -> Tensor:
         import torch
 
+        levels, shape, step = self._read(y, side)
+        with np.errstate(over="ignore"):  # an array up to the end of float32 may be overshot by half a step
+            out = np.clip(levels.astype(np.float32) * step, -_LARGEST, _LARGEST)
+        return torch.from_numpy(out.reshape(shape))
+
+    def levels(self, y: bytes, side: Side) -> Levels | None:
+        levels, shape, step = self._read(y, side)
+        if len(shape) != 2 or float(np.abs(levels).max(initial=0)) * float(step) > _LARGEST:
+            return None
+        return Levels(levels.reshape(shape), np.full((shape[0], 1), step, np.float32), shape[1], sent=side)
+
+    def _read(self, y: bytes, side: Side) -> tuple[np.ndarray, tuple[int, ...], np.float32]:
+        """(levels int32 (n,), shape of the array, step)."""
         from ..kernels.dependent import decode, lane_bounds
 
         scale, law, step = side["scale"], side["law"], side["step"]
@@ -383,16 +397,14 @@ class EntropyCodedTrellis(Stage):
         table, words, lengths = spread[coded], np.frombuffer(y, "<u4", len(y) // 4), side["lane_words"]
         if len(y) % 4 or lengths.ndim != 1 or not min(1, table.size) <= lengths.size <= table.size:
             raise CorruptStream(f"{lengths.size} lanes in {len(y):,} bytes for {table.size:,} values")
-        out = np.zeros(n, np.float32)
+        out = np.zeros(n, np.int32)
         if table.size:
             indices = np.unique(scale[scale > 0])
             tables, bounds = grid_tables(int(law[0]), indices), lane_bounds(table.size, lengths.size)
-            levels = decode(words, lengths, _positions(indices)[table], tables, self.states, bounds)
-            with np.errstate(over="ignore"):  # an array up to the end of float32 may be overshot by half a step
-                out[coded] = np.clip(levels.astype(np.float32) * step[0], -_LARGEST, _LARGEST)
+            out[coded] = decode(words, lengths, _positions(indices)[table], tables, self.states, bounds)
         elif words.size:
             raise CorruptStream(f"{words.size:,} words behind an array of zeros")
-        return torch.from_numpy(out.reshape(shape))
+        return out, shape, step[0]
 
     def _code(self, x: np.ndarray, step: float) -> _Coded:
         """x at the step, whatever rate that has."""

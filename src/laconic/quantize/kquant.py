@@ -110,6 +110,9 @@ class SuperBlock(Scale):
             )
         return Grid(grid[0], -grid[1])
 
+    def run(self, shape: tuple[int, ...]) -> int:
+        return self.size
+
     def _super(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return Along(self.size * self.blocks).lattice(shape)
 

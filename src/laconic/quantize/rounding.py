@@ -147,7 +147,8 @@ class Feedback(Rounding):
             index = _blockwise(w, step, offset, upper, codebook, exact)
         out = np.empty_like(index)
         out[:, at[:: codebook.dim] // codebook.dim] = index
-        return torch.from_numpy(out.reshape(*x.shape[:-1], -1))
+        shape = (*x.shape[:-2], -1, out.shape[1]) if x.ndim > 1 else (-1,)  # a codebook may take several rows together
+        return torch.from_numpy(out.reshape(shape))
 
     def _order(self, diagonal: Tensor, width: int) -> Tensor:
         """A permutation of the columns that keeps blocks of `width` together."""

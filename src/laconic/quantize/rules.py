@@ -50,10 +50,10 @@ class _Cut:
         both: list[dict[str, Any]] = [{}, {}]
         for name in stats.present():
             value = getattr(stats, name)
-            if name == "hessian" and last:
+            if name in ("hessian", "drift") and last:
                 at = self.at(x.shape[axis])
                 parts: tuple[Any, Any] = (value[:at, :at], value[at:, at:])
-            elif name == "hessian" or (value.shape != x.shape and not last):
+            elif name in ("hessian", "drift") or (value.shape != x.shape and not last):
                 parts = (value, value)
             elif value.shape == x.shape:
                 parts = self.split(value)[0]

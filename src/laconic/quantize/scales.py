@@ -53,6 +53,10 @@ class Groups(Part):
         """Lattice -> what broadcasts against x."""
         return scales
 
+    def run(self, shape: tuple[int, ...]) -> int:
+        """Length of the runs along the last axis that lie in one group; the last may be short."""
+        return shape[-1]
+
 
 @dataclass(frozen=True)
 class Whole(Groups):
@@ -78,6 +82,9 @@ class Each(Groups):
     def gather(self, x: Tensor, fill: float | None = None) -> Tensor:
         axis = along(self.axis, tuple(x.shape))
         return x.movedim(axis, 0).reshape(x.shape[axis], -1)
+
+    def run(self, shape: tuple[int, ...]) -> int:
+        return 1 if along(self.axis, shape) == len(shape) - 1 else shape[-1]
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,9 @@ class Along(Groups):
         if scales.shape[axis] == 1 or self.size == 1:
             return scales
         return scales.repeat_interleave(self.size, axis).narrow(axis, 0, shape[axis])
+
+    def run(self, shape: tuple[int, ...]) -> int:
+        return (self.size or shape[-1]) if along(self.axis, shape) == len(shape) - 1 else shape[-1]
 
 
 def along(axis: int, shape: tuple[int, ...]) -> int:
@@ -666,6 +676,9 @@ class GroupScale(Scale):
         step, offset = self.store.get(side, self.groups.lattice(shape), self.find.affine)
         spread = (None if t is None else self.groups.spread(t, shape) for t in (step, offset))
         return Grid(*spread)
+
+    def run(self, shape: tuple[int, ...]) -> int:
+        return self.groups.run(shape)
 
 
 def gather(groups: Groups, x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -91,10 +91,15 @@ class Linear(Transform):
         return from_rows(self.synthesize(to_rows(y, CorruptStream)), y)
 
     def push(self, stats: Stats) -> Stats:
+        import torch
+
         refuse(self, stats, "importance", "mask")
-        if stats.hessian is None:
-            return stats
-        return dataclasses.replace(stats, hessian=symmetric(self.turn(to_rows(stats.hessian))))
+        h, d = (None if t is None else self.turn(to_rows(t)) for t in (stats.hessian, stats.drift))
+        return dataclasses.replace(
+            stats,
+            hessian=None if h is None else symmetric(h),
+            drift=None if d is None else torch.from_numpy(np.ascontiguousarray(d)),
+        )
 
     def turn(self, h: np.ndarray) -> np.ndarray:
         """A H Aᵀ."""
@@ -106,7 +111,9 @@ class Linear(Transform):
 
 @dataclass(frozen=True)
 class Orthogonal(Linear):
-    """A = Bᵀ: norms and inner products are kept, and A H Aᵀ = Bᵀ (H B) needs the fast analysis only."""
+    """A = Bᵀ: norms and inner products are kept, and A H Aᵀ = Bᵀ H B needs the fast analysis only."""
+
+    orthogonal = property(lambda self: not self.side)  # type: ignore[assignment]
 
     def turn(self, h: np.ndarray) -> np.ndarray:
-        return self.analyse(np.ascontiguousarray(self.analyse(h).T))
+        return np.ascontiguousarray(self.analyse(np.ascontiguousarray(self.analyse(h).T)).T)

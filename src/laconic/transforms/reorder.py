@@ -30,10 +30,13 @@ class _Order(Transform):
         def moved(t: Tensor | None) -> Tensor | None:
             return None if t is None else t[..., torch.from_numpy(self.order(t.shape[-1], BadConfig))]
 
-        h = moved(stats.hessian)
+        def both(t: Tensor | None) -> Tensor | None:
+            return None if t is None else moved(moved(t).T).T.contiguous()  # type: ignore[union-attr]
+
         return dataclasses.replace(
             stats,
-            hessian=None if h is None else moved(h.T).T.contiguous(),
+            hessian=both(stats.hessian),
+            drift=both(stats.drift),
             importance=moved(stats.importance),
             mask=moved(stats.mask),
         )

@@ -146,11 +146,12 @@ class Diagonal(Transform):
         import torch
 
         d = torch.from_numpy(self.divisors())
-        hessian, importance = stats.hessian, stats.importance
+        hessian, importance, drift = stats.hessian, stats.importance, stats.drift
         return dataclasses.replace(
             stats,
             hessian=None if hessian is None else hessian * torch.outer(d, d),
             importance=None if importance is None else importance * d.square(),
+            drift=None if drift is None else drift * torch.outer(d, d),
         )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Side]:

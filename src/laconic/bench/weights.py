@@ -1,0 +1,167 @@
+"""Whole models beside the best peers: loss at equal true bits, time, memory, kernels."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import CodecError
+from . import gemv
+from .peers import PEERS, environments
+from .peers import run as run_peer
+from .peers.front import Point, kl_at
+from .rows import Measurement, Row
+from .weights_text import calibration_text, data_folder
+
+RATES = (2.0, 2.5, 3.0, 4.0)
+TARGETS = {2.0: 0.5, 2.5: 0.5, 3.0: 0.5, 4.0: 0.7}  # of the best peer's KL
+# The peers' settings around each rate: those that lie on the front of all that were tried (`peers/settings.py`), and the
+# best of each peer that is nowhere on it.
+BESIDE = {
+    "llama.cpp": ("IQ1_S emb q3_k", "IQ1_M emb q3_k", "IQ2_XXS emb q4_k", "IQ2_XS emb iq3_s", "IQ2_M emb iq4_xs",
+                  "IQ3_XXS emb iq3_s", "IQ2_M", "IQ3_S", "IQ3_M", "Q3_K_M"),
+    "llm-compressor": ("gptq 3 bits g32 emb int4g32",),
+    "hqq": ("4 bits g16 emb int4g64",),
+}  # fmt: skip
+
+
+def model_folder() -> Path:
+    """english-llama-7m, where the evaluation data is, or the bundled copy."""
+    beside = data_folder().parent / "models" / "english-llama-7m"
+    if beside.is_dir():
+        return beside
+    return Path(__file__).parent.parent / "samples" / "english-llama-7m"
+
+
+def beside_peers() -> Iterator[Row]:
+    """KL, top-1 and flipped items of `auto` at each rate, and of the peers around it; text that nobody calibrated on."""
+    from ..sources.weights.judge import Settings, evaluate
+
+    source, data = model_folder(), data_folder()
+    texts = {p.stem: p.read_text(encoding="utf-8") for p in sorted((data / "english-eval").glob("*.txt"))}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        text = work / "calibration.txt"
+        text.write_text(calibration_text(), encoding="utf-8")
+        ours = {bits: _compressed(source, work / f"auto-{bits}", "auto", bits, text) for bits in RATES}
+        peers = []
+        for name, labels in BESIDE.items():
+            for label in labels:
+                try:
+                    peers.append(run_peer(PEERS[name], label, source, text, environments() / "out"))
+                except CodecError as e:
+                    print(f"{name} {label}: {e}", file=sys.stderr)
+        models = [said["out"] for said in ours.values()] + [p.folder for p in peers]
+        settings = Settings(windows=48, pairs=20)
+        found = evaluate(source, models, texts, pairs=data / "blimp" / "BLiMP.zip", settings=settings)
+        noise = found.noise
+        if noise is not None:
+            yield Row("noise floor: the original in bfloat16, KL", noise.text.kl.value, "nats")
+            yield Row("noise floor: top-1 changed", 1 - noise.text.top1.value, "share")
+            if noise.pairs is not None:
+                yield Row("noise floor: BLiMP items flipped", noise.pairs.all.flips.value, "share")
+        measured = dict(zip(models, found.models, strict=True))
+        points = []
+        for p in peers:
+            score = measured[p.folder]
+            label = f"{p.name} {p.setting}, {p.bits:.3f} bits"
+            points.append(Point(p.bits, score.text.kl.value, label))
+            yield Row(f"{label}: KL", score.text.kl.value, "nats")
+            yield Row(f"{label}: top-1 kept", score.text.top1.value, "share")
+            yield Row(f"{label}: BLiMP flips", score.pairs.all.flips.value, "share")
+        for bits, said in ours.items():
+            score = measured[said["out"]]
+            best = kl_at(points, said["bits"])
+            near = min(peers, key=lambda p: abs(p.bits - bits), default=None)
+            beside = measured[near.folder] if near else None
+            label = f"auto, {said['bits']:.3f} bits"
+            kl = score.text.kl
+            yield Row(f"{label}: KL [{kl.low:.4f}, {kl.high:.4f}]", kl.value, "nats", "best peer, interpolated", best)
+            if best:
+                yield Row(f"{label}: KL over the best peer's", kl.value / best, "×", target=("<=", TARGETS[bits]))
+            name = f"{near.name} {near.setting} at {near.bits:.2f}" if near else ""
+            top, flips = score.text.top1, score.pairs.all.flips
+            yield Row(f"{label}: top-1 kept [{top.low:.4f}, {top.high:.4f}]", top.value, "share", name,
+                      beside.text.top1.value if beside else None,
+                      (">=", beside.text.top1.value) if beside else None)  # fmt: skip
+            yield Row(f"{label}: BLiMP flips [{flips.low:.4f}, {flips.high:.4f}]", flips.value, "share", name,
+                      beside.pairs.all.flips.value if beside else None,
+                      ("<=", beside.pairs.all.flips.value) if beside else None)  # fmt: skip
+            yield Row(f"{label}: time", said["seconds"], "s", target=("<=", 600))
+            yield Row(f"{label}: memory beyond a block, activations and 500 MB", said["beyond_bytes"] / 1e6, "MB",
+                      target=("<=", 0.0))  # fmt: skip
+
+
+def times() -> Iterator[Row]:
+    """Seconds of gptq on the whole model, and what a parameter costs at two sizes."""
+    source = model_folder()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        text = work / "calibration.txt"
+        text.write_text(calibration_text(), encoding="utf-8")
+        said = _compressed(source, work / "gptq", "gptq", None, text)
+        yield Row(f"gptq, {said['bits']:.2f} bits: time", said["seconds"], "s", target=("<=", 60))
+        small = data_folder() / "tinystories-llama-656k"
+        for recipe in ("gptq", "auto"):
+            for model, n in ((small, 0.656e6), (source, 7.34e6)):
+                if model.is_dir():
+                    said = _compressed(
+                        model, work / f"{recipe}-{n:.0f}", recipe, 3.0 if recipe == "auto" else None, text
+                    )
+                    yield Row(f"{recipe}, {n / 1e6:.2f} M parameters: time a million", said["seconds"] / n * 1e6, "s")
+
+
+_JOB = """
+import json, resource, sys, torch
+from pathlib import Path
+torch.set_num_threads(2)
+from laconic.sources.weights.compress import compress
+from laconic.sources.weights.forecast import FLOOR_BYTES
+source, out, recipe, bits, text = sys.argv[1:]
+r = compress(source, out=out, recipe=recipe, bits=json.loads(bits), calibration=[Path(text)])
+peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"out": r.out, "bits": r.bits, "seconds": r.seconds, "peak": peak, "rows": [x.shape for x in r.rows]}))
+"""
+
+
+def _compressed(source: Path, out: Path, recipe: str, bits: float | None, text: Path) -> dict[str, Any]:
+    """What a fresh process said of a whole job, with what it held beyond the allowance."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", _JOB, str(source), str(out), recipe, json.dumps(bits), str(text)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise CodecError(f"{recipe} at {bits} bits: {done.stderr.strip().splitlines()[-1]}")
+    said = json.loads(done.stdout.splitlines()[-1])
+    said["seconds"] = time.perf_counter() - start
+    config = json.loads((source / "config.json").read_text())
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    inside = [a * b for a, b in said["rows"] if max(a, b) != config["vocab_size"]]
+    # One batch of 4,096 tokens: hidden states, the products of a block, attention of every head, all in float32.
+    widths = 6 * hidden + 4 * config["intermediate_size"]
+    activations = 4 * 4096 * (widths + config["vocab_size"] + 512 * config["num_attention_heads"] * 3)
+    allowed = 4 * sum(inside) // layers + activations + 500e6
+    said["beyond_bytes"] = said["peak"] - allowed
+    return said
+
+
+def small_models() -> Iterator[Row]:
+    """ResNet-20, EtinyNet and MiniLM at 4 and 3 bits."""
+    from .weights_vision import rows
+
+    yield from rows()
+
+
+SUITE = (
+    Measurement("auto beside the peers", beside_peers),
+    Measurement("times", times),
+    *gemv.SUITE,
+    Measurement("small models", small_models),
+)
