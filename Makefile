@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-.PHONY: demo test lint types docs fuzz bench peers clean
+.PHONY: claims demo test lint types docs fuzz bench peers clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,9 @@ demo: $(VENV)/.ready            ## the main job on the bundled samples, with a r
 
 test: lint types                ## lint, types of core/, tests
 	$(BIN)/python -m pytest -n $(JOBS)
+
+claims: $(VENV)/.ready          ## the papers' claims on the bundled trained model, some ten minutes
+	$(BIN)/python -m pytest -n $(JOBS) --claims tests/recipes
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CodecError
-from . import gemv
+from . import gemv, weights_vision
 from .peers import PEERS, environments
 from .peers import run as run_peer
 from .peers.front import Point, kl_at
@@ -152,16 +152,9 @@ def _compressed(source: Path, out: Path, recipe: str, bits: float | None, text: 
     return said
 
 
-def small_models() -> Iterator[Row]:
-    """ResNet-20, EtinyNet and MiniLM at 4 and 3 bits."""
-    from .weights_vision import rows
-
-    yield from rows()
-
-
 SUITE = (
     Measurement("auto beside the peers", beside_peers),
     Measurement("times", times),
     *gemv.SUITE,
-    Measurement("small models", small_models),
+    *weights_vision.SUITE,
 )

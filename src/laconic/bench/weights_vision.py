@@ -275,6 +275,6 @@ def rows() -> Iterator[Row]:
 
 SUITE = (
     Measurement("ResNet-20 on CIFAR-10", resnet20),
-    Measurement("EtinyNet on ImageNet", etinynet),
     Measurement("MiniLM neighbours", minilm),
+    Measurement("EtinyNet on ImageNet", etinynet),
 )

@@ -44,7 +44,7 @@ TOLERANCE = 0.01  # bits a parameter
 TOLERATED_BYTES = 2048  # which is more than that for models below 1.6 million parameters
 FALLBACK = "ectcq"  # the codec of a matrix whose shape the recipe's refuses
 FISHER_BATCHES = 4
-# Rows of an embedding that calibration hardly met will be met later, and a row that is rounded away costs more than the
+# Rows of an embedding or a head that calibration hardly met will be met later, and a row that is rounded away costs more than the
 # quadratic model knows: with weights as counted a 2.5-bit embedding cost .098 nats, with a floor of .1 to 1 of the mean .025.
 RARE, ROW_FLOOR = 5.0, 0.3
 
@@ -155,7 +155,7 @@ def compress(
         from .modules import compress_module
 
         plan, job = _job(recipe, settings, bits, keep)
-        return compress_module(model_or_path, plan, job, calibration, out, progress)
+        return compress_module(model_or_path, plan, job, calibration, out, progress, threads)
     if out is None:
         raise BadConfig("name the output folder (out=, -o)")
     target = Path(out)
@@ -280,6 +280,7 @@ class Run:
         if not blocks:
             self.units = [("embeddings", stem), ("", rest), ("head", [])]
         self.codecs: dict[str, Codec] = {}
+        self._lock = threading.Lock()
         self.fisher: Fisher | None = None
         self._step = 0.0
         if not net.matrices:
@@ -290,6 +291,7 @@ class Run:
         said = [asdict(self.job), self.inputs, store.fingerprint(self.net.source, self.origin), store.FORMAT]
         key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
         self.journal = store.Journal.open(self.work, key, resume)
+        self.codecs = store.read_codecs({"codecs": self.journal.codecs})
 
     def fisher_batches(self) -> int:
         """Batches of the pass back."""
@@ -331,7 +333,8 @@ class Run:
         found = f.rows.get(m.name)
         if found is None:  # an expert that no token reached, or a matrix of which only a part is used
             found = torch.full((m.shape[0],), float(np.mean([float(r.mean()) for r in f.rows.values()])) * 1e-2)
-        floor = 0.01 * float(found.mean())
+        outside = any(m.name == o.name for o in self.net.outside()) and bool(self.net.blocks)
+        floor = (ROW_FLOOR if outside else 0.01) * float(found.mean())
         return policies.Sensitivity(
             hessian if hessian is not None else torch.eye(m.shape[1]), found.clamp(min=max(floor, 1e-20))
         )
@@ -533,8 +536,9 @@ class Run:
 
     def said(self) -> dict[str, Any]:
         """The quantization_config of the result."""
+        codecs = dict(sorted(self.journal.codecs.items()))
         return {"quant_method": store.METHOD, "format": store.FORMAT, "recipe": self.job.recipe,
-                "settings": self.job.settings, "codecs": self._table(), "keep": list(self.job.keep)}  # fmt: skip
+                "settings": self.job.settings, "codecs": codecs, "keep": list(self.job.keep)}  # fmt: skip
 
     def follow(self) -> None:
         """The part of a process that is not the first under torchrun."""
@@ -544,13 +548,6 @@ class Run:
     def packet_bytes(self, n_units: int | None = None) -> int:
         n_units = len(self.units) if n_units is None else n_units
         return sum(len(p) for u in range(n_units) for p in store.load_unit(self.work, u).values())
-
-    def _table(self) -> dict[str, Any]:
-        for m in self.net.matrices:
-            self._shared(m, self.journal.plan[m.name])
-        fallback = registry.load(registry.recipe(FALLBACK).target)
-        self._remember(Codec(fallback(), FALLBACK))
-        return {k: {"recipe": c.recipe, "config": registry.config(c.stage)} for k, c in sorted(self.codecs.items())}
 
     def run(self) -> None:
         """All units from where the journal stands."""
@@ -634,9 +631,6 @@ class Run:
                     by_name[n].put(stored, decode(packets[n], codecs=self.codecs))
                 return stored
 
-            for n in names:
-                self._shared(by_name[n], self.journal.plan[n])
-            self._remember(Codec(registry.load(registry.recipe(FALLBACK).target)(), FALLBACK))
             self.net.overlay[self.net.aliases[param]] = make
 
     def _head_moments(self, spool: Spool) -> Any:
@@ -651,11 +645,13 @@ class Run:
 
     # ---- one matrix
 
-    def _shared(self, m: Matrix, rate: float) -> str:
+    def _shared(self, m: Matrix, fitted: Codec) -> str:
         """The key of the codec that packets of this matrix name."""
-        at = self.recipe.embedding if m.role == "embedding" and self.recipe.embedding else self.recipe.at
+        if self.recipe.rates:
+            return self._remember(fitted)
         # Where any rate will do, the rate is the encoder's affair: one codec stands for all.
-        return self._remember(Codec(at(rate if self.recipe.rates else self.recipe.nominal), self.job.recipe))
+        at = self.recipe.embedding if m.role == "embedding" and self.recipe.embedding else self.recipe.at
+        return self._remember(Codec(at(self.recipe.nominal), self.job.recipe))
 
     def codec_at(self, m: Matrix) -> Callable[[float], Stage]:
         """The recipe's codec for a matrix, as a function of the planned rate."""
@@ -666,7 +662,10 @@ class Run:
 
     def _remember(self, codec: Codec) -> str:
         key = codec.key()
-        self.codecs.setdefault(key, codec)
+        with self._lock:
+            if key not in self.codecs:
+                self.journal.codecs[key] = {"recipe": codec.recipe, "config": registry.config(codec.stage)}
+                self.codecs.update(store.read_codecs({"codecs": {key: self.journal.codecs[key]}}))
         return key
 
     def _code(
@@ -715,7 +714,7 @@ class Run:
         stats = Stats(hessian=hessian, importance=s.rows[:, None] if fisher else None, drift=drift)
         try:
             codec = Codec(at(rate), self.job.recipe).fit(w, stats)
-            packet = codec.encode(w, shared=self._shared(m, rate))
+            packet = codec.encode(w, shared=self._shared(m, codec))
         except BadInput as e:
             notes.append(f"coded by {FALLBACK} at {min(rate, 8.0):g} bits: {e}")
             fallback = registry.load(registry.recipe(FALLBACK).target)

@@ -54,6 +54,7 @@ class Journal:
     key: hash of everything that decides the result. done: units whose packets are written.
     plan: rate of every matrix. rows: the report so far. step, slope: where one
     step serves all matrices, that, and by how many bits the rate changes with each octave of it.
+    codecs: those that the packets share, as `read_codecs` wants them.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class Journal:
     rows: list[dict[str, Any]] = field(default_factory=list)
     step: float | None = None
     slope: float = -1.0
+    codecs: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path, key: str, resume: bool) -> Journal:
