@@ -8,7 +8,7 @@ JOBS   ?= 2
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,hf]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,hf,export]"
 	touch $@
 
 demo: $(VENV)/.ready            ## the main job on the bundled samples, with a report in out/demo/
