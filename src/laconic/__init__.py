@@ -29,7 +29,8 @@ _LAZY = {
     "verify": "laconic.sources.files",
     "info": "laconic.sources.files",
 }
-__all__ = [*_LAZY, "weights", "__version__"]
+_ROOMS = ("kv", "weights")
+__all__ = [*_LAZY, *_ROOMS, "__version__"]
 
 if TYPE_CHECKING:
     from .core.errors import BadConfig, BadInput, CodecError, CorruptStream, ModelMismatch, NotFitted
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
-    if name == "weights":
-        return import_module("laconic.weights")
+    if name in _ROOMS:
+        return import_module(f"laconic.{name}")
     raise AttributeError(f"module 'laconic' has no attribute {name!r}")
 
 

@@ -17,8 +17,9 @@ _LAZY = {
     "load": "laconic.sources.weights.loading",
     "footprint": "laconic.sources.weights.runtime",
     "export": "laconic.sources.weights.export",
+    "cut": "laconic.sources.weights.stack",
 }
-__all__ = ["compress", "evaluate", "export", "footprint", "judge", "load"]
+__all__ = ["compress", "cut", "evaluate", "export", "footprint", "judge", "load"]
 
 if TYPE_CHECKING:
     from .sources.weights.compress import compress
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .sources.weights.judge import evaluate, judge
     from .sources.weights.loading import load
     from .sources.weights.runtime import footprint
+    from .sources.weights.stack import cut
 
 
 def __getattr__(name: str) -> Any:

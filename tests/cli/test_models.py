@@ -43,6 +43,23 @@ def test_a_folder_becomes_a_folder(source: Path, tmp_path: Path) -> None:
         _run("compress", source, "-o", out, "--recipe", "gptq", "--bits", "5")
 
 
+def test_a_stack_is_cut(source: Path, tmp_path: Path) -> None:
+    """No calibration and no original are asked for, and the ledger names the order of the levels."""
+    out, size = tmp_path / "out", lambda folder: sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    _run("compress", source, "-o", out, "--recipe", "bitstack", "--bits", "8", "-q")
+    listed = json.loads(_run("info", out, "--json"))
+    assert listed["ledger"]["indices"] > 0
+    said = _run("cut", out, "-o", tmp_path / "smaller", "--bits", "6")
+    assert "bits a parameter" in said and size(tmp_path / "smaller") < size(out)
+    _run("cut", out, "-o", tmp_path / "bytes", "--max-bytes", size(tmp_path / "smaller"), "-q")
+    assert size(tmp_path / "bytes") == size(tmp_path / "smaller")
+    _run("verify", tmp_path / "smaller")
+    with pytest.raises(FileExistsError):
+        _run("cut", out, "-o", tmp_path / "smaller", "--bits", "6")
+    with pytest.raises(BadConfig, match="one of them"):
+        _run("cut", out, "-o", tmp_path / "other")
+
+
 def test_a_folder_still_becomes_one_file_where_that_is_asked_for(source: Path, tmp_path: Path) -> None:
     _run("compress", source, "-o", tmp_path / "model.lac", "--recipe", "lossless", "-q")
     assert (tmp_path / "model.lac").is_file()

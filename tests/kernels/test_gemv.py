@@ -150,6 +150,22 @@ def test_bytes_are_counted():
     assert widths(7) == (4, 2, 1)
 
 
+@pytest.mark.parametrize(("bits", "table"), [*((b, False) for b in range(1, 9)), *((b, True) for b in range(1, 5))])
+def test_no_sum_of_products_overflows(bits, table):
+    """The largest codes meet the largest parts of x, of one sign: where sums are gathered in 16 bits, these are the most."""
+    levels = np.where(np.arange(1 << bits) % 2, 127, -127).astype(np.float32) if table else None
+    codes = np.full((16, 128), (1 << bits) - 1, np.uint8)
+    p = pack(codes, bits, np.ones((16, 2), np.float32), table=levels)
+    x = np.full((3, 128), 126 * 256 + 128, np.float32)  # parts 127 and -128
+    x[:, ::64] = 127 * 256
+    x *= np.array([[1], [-1], [1]], np.float32)
+    expected = x.astype(np.float64) @ dequantize(p).T
+    for rows in (1, 3):
+        np.testing.assert_allclose(gemv(p, x[:rows]), expected[:rows], rtol=1e-6)
+    x = np.full((1, 128), 127, np.float32)
+    np.testing.assert_allclose(gemv(p, x, activations="int8"), x.astype(np.float64) @ dequantize(p).T, rtol=1e-6)
+
+
 def test_sparse_part():
     x, y = _x(9, 2), np.zeros((2, 5), np.float32)
     places, values = np.array([[0, 3, 3], [8, 1, 2]], np.int32), np.array([2, 3, -1], np.float32)

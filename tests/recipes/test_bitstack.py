@@ -5,7 +5,7 @@ import pytest
 
 import laconic
 from laconic import Stats
-from laconic.sources.weights.stack import cut, levels_within, rank_blocks
+from laconic.sources.weights.stack import cut_packet, levels_within, rank_levels
 
 from .layers import layer_loss, real_layers
 
@@ -47,15 +47,14 @@ def test_one_packet_serves_every_budget() -> None:
         codec = laconic.codec("bitstack", bits=6.0).fit(layer.weight, Stats(hessian=layer.hessian))
         packets.append(codec.encode(layer.weight))
         sizes.append(codec.stage.level_bytes(*layer.weight.shape))
-        levels = codec.stage.n_levels(*layer.weight.shape)
-        losses.append([error(layer, cut(packets[-1], k + 1)) for k in range(levels)])
-    width = max(map(len, losses))
-    table = np.array([row + [np.inf] * (width - len(row)) for row in losses])
-    order = rank_blocks(table)
+        levels = range(1, codec.stage.n_levels(*layer.weight.shape) + 1)
+        whole = float((layer.weight @ layer.hessian * layer.weight).sum())
+        losses.append([whole, *(error(layer, cut_packet(packets[-1], k)) for k in levels)])
+    order = rank_levels(losses, sizes)
     last = np.inf
     for budget in range(sum(sizes), 4 * sum(sizes), sum(sizes) // 2):
         levels = levels_within(order, sizes, budget)
-        taken = [cut(p, k) for p, k in zip(packets, levels, strict=True)]
+        taken = [cut_packet(p, k) for p, k in zip(packets, levels, strict=True)]
         assert sum(map(len, taken)) < budget + 3 * 1000
         total = sum(error(layer, p) for layer, p in zip(layers, taken, strict=True))
         assert total < last
@@ -72,8 +71,8 @@ def test_cut_refuses_what_it_cannot_do() -> None:
     packet = laconic.codec("bitstack", bits=4.0).fit(w).encode(w)
     for n_levels in (0, 4):
         with pytest.raises(laconic.BadInput, match="levels"):
-            cut(packet, n_levels)
+            cut_packet(packet, n_levels)
     with pytest.raises(laconic.BadInput, match="not nested"):
-        cut(laconic.codec("qtip").fit(w).encode(w), 1)
+        cut_packet(laconic.codec("qtip").fit(w).encode(w), 1)
     with pytest.raises(laconic.BadConfig, match="least"):
-        levels_within([(0, 0), (1, 0)], [10, 10], 15)
+        levels_within([0, 1], [10, 10], 15)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -168,3 +169,23 @@ def test_refusals():
         PackedLinear.from_levels(_levels(), _step(), outliers=Outliers(np.array([99]), np.array([0]), np.ones(1)))
     with pytest.raises(BadInput, match="column scale"):
         PackedLinear.from_levels(_levels(), _step(), column_scale=np.ones(3, np.float32))
+
+
+def test_what_is_kept_between_tokens_follows_the_buffers():
+    """The operands of a product are made once; exchanged buffers, copies and pickles have their own."""
+    rng = np.random.default_rng(0)
+    step = np.ones((32, 2), np.float32)
+    one, other = (
+        PackedLinear.from_levels(rng.integers(-8, 8, (32, 64), dtype=np.int8), step, group_size=32) for _ in range(2)
+    )
+    x = torch.randn(1, 64)
+    first, second = one(x), other(x)
+    assert not torch.equal(first, second)
+    for copied in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert torch.equal(copied(x), first)
+        copied.codes.copy_(other.codes)  # in place, as loading a state does
+        assert torch.equal(copied(x), second) and torch.equal(one(x), first)
+    one._buffers["codes"] = other.codes
+    assert torch.equal(one(x), second)
+    one.activations = "int8"
+    assert not torch.equal(one(x), second)

@@ -20,13 +20,14 @@ def at(rate: float) -> Any:
     return codec("gptq", bits=int(rate), group=32).stage
 
 
-def made(work: Path, batches: Any = None) -> Any:
+def made(work: Path, batches: Any = None, recipe: WeightRecipe | None = None) -> Any:
     from laconic.sources.weights import calibrate
     from laconic.sources.weights.compress import Job, Run
     from laconic.sources.weights.network import FolderSource, Network, skeleton
 
     net = Network(skeleton(tiny_llama()), FolderSource(tiny_llama()))
-    recipe, job = WeightRecipe(at, (2.0, 4.0, 8.0), nominal=4.0), Job("custom", {}, 4.0, ())
+    recipe = recipe or WeightRecipe(at, (2.0, 4.0, 8.0), nominal=4.0)
+    job = Job("custom", {}, 4.0, ())
     batches = calibrate.batches(IDS) if batches is None else batches
     return Run(net, batches, recipe, job, work, tiny_llama(), 1, None, "test")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def text_table(found: Evaluation) -> Table:
     rows = [
         (r.name, "" if r.n_bytes is None else size(r.n_bytes), _number(r.bits_per_parameter, ".3f"),
          f"{r.text.bits_per_byte.value:.4f}", *_or_blank(r, found, lambda r: (
-             _interval(r.text.bits_added, "+.4f"), _interval(r.text.kl, ".3g"), f"{r.text.kl_99:.3g}",
+             interval(r.text.bits_added, "+.4f"), interval(r.text.kl, ".3g"), f"{r.text.kl_99:.3g}",
              f"{100 * r.text.top1.value:.2f} %"), 4),
          f"{r.text.perplexity.value:.2f}")
         for r in found.rows
@@ -48,7 +49,7 @@ def texts_table(found: Evaluation) -> Table | None:
     names = tuple(found.reference.texts)
     if len(names) < 2:
         return None
-    rows = [(r.name, *(_interval(r.texts[n].kl, ".3g") for n in names)) for r in found.rows[1:]]
+    rows = [(r.name, *(interval(r.texts[n].kl, ".3g") for n in names)) for r in found.rows[1:]]
     return Table("KL by text", ("model", *(f">{n}" for n in names)), rows)
 
 
@@ -61,9 +62,9 @@ def pairs_table(found: Evaluation) -> Table | None:
         assert r.pairs is not None
         it = r.pairs.all
         blank = _or_blank(r, found, lambda r: (
-            _interval(r.pairs.all.change, "+.4f"), _interval(r.pairs.all.flips, ".4f"),
+            interval(r.pairs.all.change, "+.4f"), interval(r.pairs.all.flips, ".4f"),
             f"{r.pairs.all.good_to_bad.value:.4f}", f"{r.pairs.all.bad_to_good.value:.4f}"), 4)  # fmt: skip
-        rows.append((r.name, _interval(it.accuracy, ".4f"), *blank))
+        rows.append((r.name, interval(it.accuracy, ".4f"), *blank))
     columns = ("model", ">accuracy", ">change", ">flips", ">good→bad", ">bad→good")
     return Table(f"{found.reference.pairs.all.n_items:,} minimal pairs", columns, rows)
 
@@ -77,8 +78,8 @@ def choices_table(found: Evaluation) -> Table | None:
         c = r.choices
         assert c is not None
         changes = _or_blank(r, found, lambda r: (
-            _interval(r.choices.other_answer, ".3f"), _interval(r.choices.change_ambiguous, "+.3f"),
-            _interval(r.choices.change_disambiguated, "+.3f")), 3)  # fmt: skip
+            interval(r.choices.other_answer, ".3f"), interval(r.choices.change_ambiguous, "+.3f"),
+            interval(r.choices.change_disambiguated, "+.3f")), 3)  # fmt: skip
         rows.append((r.name, f"{c.all.accuracy.value:.4f}", changes[0], f"{c.bias_ambiguous.value:+.3f}", changes[1],
                      f"{c.bias_disambiguated.value:+.3f}", changes[2]))  # fmt: skip
     columns = ("model", ">accuracy", ">other answer", ">ambiguous", ">change", ">disambiguated", ">change")
@@ -99,18 +100,24 @@ def write_json(path: Path, found: Evaluation) -> None:
 
 def write_html(path: Path, found: Evaluation) -> None:
     """One file that needs no other: plot, tables, flips by paradigm."""
-    where = ", ".join(f"{k} {v}" for k, v in machine().items())
-    title = f"{found.reference.name}, compressed"
-    body = [
-        f"<h1>{html.escape(title)}</h1>{NOTES}",
-        f"<figure>{_plot(found)}<figcaption>Towards the lower left is better.</figcaption></figure>",
-        *(_table(t) for t in tables(found)),
-    ]
+    body = [NOTES, figure(size_loss_plot(_panels(found), "bits for each parameter, all bytes of the weights"))]
+    body += [html_table(t) for t in tables(found)]
     if found.reference.pairs is not None:
-        body += ["<h2>Flips by paradigm</h2>", _table(_paradigms(found))]
-    body.append(f"<p><small>{html.escape(where)}</small></p>")
+        body += ["<h2>Flips by paradigm</h2>", html_table(_paradigms(found))]
+    write_page(path, f"{found.reference.name}, compressed", body)
+
+
+def write_page(path: Path, title: str, body: list[str]) -> None:
+    """HTML of parts under a title, with the machine it was measured on at the end."""
+    where = ", ".join(f"{k} {v}" for k, v in machine().items())
+    parts = [f"<h1>{html.escape(title)}</h1>", *body, f"<p><small>{html.escape(where)}</small></p>"]
     head = f"<meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE} td + td {{ white-space: nowrap }}</style>"
-    path.write_text(f"<!doctype html><html lang=en>{head}{''.join(body)}</html>\n", encoding="utf-8")
+    path.write_text(f"<!doctype html><html lang=en>{head}{''.join(parts)}</html>\n", encoding="utf-8")
+
+
+def figure(plot: str) -> str:
+    """A plot of size against loss with its caption."""
+    return f"<figure>{plot}<figcaption>Towards the lower left is better.</figcaption></figure>"
 
 
 def _paradigms(found: Evaluation) -> Table:
@@ -132,7 +139,9 @@ def _lost_and_won(tally: Any) -> str:
     return f"−{lost} +{won}" if lost or won else "·"
 
 
-def _table(table: Table) -> str:
+def html_table(table: Table) -> str:
+    """A table, its title above it."""
+
     def cell(tag: str, column: str, text: str) -> str:
         align = " style='text-align: right'" if column[0] == ">" else ""
         return f"<{tag}{align}>{html.escape(text)}</{tag}>"
@@ -145,45 +154,60 @@ def _table(table: Table) -> str:
     return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _plot(found: Evaluation) -> str:
-    """Bits for each parameter against KL, and against flips where pairs were judged; the noise floor as a line."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+@dataclass(frozen=True)
+class Panel:
+    """Loss over size. points: (name, bits, loss); floor: the loss that is noise, where it is known."""
 
-    panels: list[tuple[str, Callable[[ModelScore], Estimate]]] = [
+    ylabel: str
+    points: list[tuple[str, float, Estimate]]
+    floor: Estimate | None = None
+
+
+def _panels(found: Evaluation) -> list[Panel]:
+    """KL, and flips where pairs were judged; a model in memory has no size."""
+    axes: list[tuple[str, Callable[[ModelScore], Estimate]]] = [
         ("KL(reference ‖ model), nats a token", lambda r: r.text.kl)
     ]
     if found.reference.pairs is not None:
-        panels.append(("share of minimal pairs that flip", lambda r: r.pairs.all.flips))  # type: ignore[union-attr]
-    widest = max((r.bits_per_parameter or 0.0 for r in found.models), default=0.0)
+        axes.append(("share of minimal pairs that flip", lambda r: r.pairs.all.flips))  # type: ignore[union-attr]
+    return [
+        Panel(
+            label,
+            [(r.name, r.bits_per_parameter, get(r)) for r in found.models if r.bits_per_parameter is not None],
+            None if found.noise is None else get(found.noise),
+        )
+        for label, get in axes
+    ]
+
+
+def size_loss_plot(panels: list[Panel], xlabel: str) -> str:
+    """Side by side, as SVG: a point with its interval each, the noise floor as a line."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     with rc_context({"svg.hashsalt": "laconic", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(5.2 * len(panels), 4), layout="constrained")
-        for axis, (label, get) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            for r in found.models:
-                if r.bits_per_parameter is None:
-                    continue  # a model in memory has no size
-                y = get(r)
-                spread = (
-                    None
-                    if y.low is None or y.high is None
-                    else [[max(0.0, y.value - y.low)], [max(0.0, y.high - y.value)]]
-                )
-                axis.errorbar([r.bits_per_parameter], [y.value], yerr=spread, fmt="o", capsize=3)
-                side = ("right", -6) if 2 * r.bits_per_parameter > widest else ("left", 6)
-                axis.annotate(
-                    r.name, (r.bits_per_parameter, y.value), (side[1], 4), textcoords="offset points", ha=side[0]
-                )
-            if found.noise is not None:
-                axis.axhline(get(found.noise).value, color="gray", linestyle="--", label="reference in bfloat16")
+        drawn = Figure(figsize=(5.2 * len(panels), 4), layout="constrained")
+        for axis, panel in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            widest = max((bits for _, bits, _ in panel.points), default=0.0)
+            for name, bits, y in panel.points:
+                spread = None
+                if y.low is not None and y.high is not None:
+                    spread = [[max(0.0, y.value - y.low)], [max(0.0, y.high - y.value)]]
+                axis.errorbar([bits], [y.value], yerr=spread, fmt="o", capsize=3)
+                side = ("right", -6) if 2 * bits > widest else ("left", 6)
+                axis.annotate(name, (bits, y.value), (side[1], 4), textcoords="offset points", ha=side[0])
+            shown = [y.value for _, _, y in panel.points]
+            if panel.floor is not None:
+                axis.axhline(panel.floor.value, color="gray", linestyle="--", label="reference in bfloat16")
                 axis.legend()
-            shown = [get(r).value for r in found.rows[1:] if r.bits_per_parameter is not None or r is found.noise]
-            axis.set(xlabel="bits for each parameter, all bytes of the weights", ylabel=label)
+                shown.append(panel.floor.value)
+            axis.set(xlabel=xlabel, ylabel=panel.ylabel)
             axis.set_yscale("log" if shown and min(shown) > 0 else "linear")
             axis.margins(0.2)
             axis.set_xlim(left=0)
             axis.grid(alpha=0.3)
         out = StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        drawn.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 
@@ -196,7 +220,8 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _interval(e: Estimate, form: str) -> str:
+def interval(e: Estimate, form: str) -> str:
+    """A figure, and its interval in brackets where it has one."""
     if e.low is None or e.high is None:
         return format(e.value, form)
     return f"{e.value:{form}} [{e.low:{form}}, {e.high:{form}}]"

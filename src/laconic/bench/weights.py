@@ -7,16 +7,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import CodecError
+from ..sources.weights.calibrate import BATCH_TOKENS, WINDOW, WINDOWS
+from ..sources.weights.compress import FISHER_BATCHES
 from . import gemv, weights_vision
 from .peers import PEERS, environments
 from .peers import run as run_peer
 from .peers.front import Point, kl_at
 from .rows import Measurement, Row
+from .weights_scaling import LARGER, Llama, extrapolated, timed_parts
 from .weights_text import calibration_text, data_folder
 
 RATES = (2.0, 2.5, 3.0, 4.0)
@@ -99,7 +102,7 @@ def beside_peers() -> Iterator[Row]:
 
 
 def times() -> Iterator[Row]:
-    """Seconds of gptq on the whole model, and what a parameter costs at two sizes."""
+    """Seconds of gptq on the whole model, what a parameter costs at two sizes, and what that makes of larger models."""
     source = model_folder()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -109,24 +112,50 @@ def times() -> Iterator[Row]:
         yield Row(f"gptq, {said['bits']:.2f} bits: time", said["seconds"], "s", target=("<=", 60))
         small = data_folder() / "tinystories-llama-656k"
         for recipe in ("gptq", "auto"):
+            runs = []
             for model, n in ((small, 0.656e6), (source, 7.34e6)):
                 if model.is_dir():
                     said = _compressed(
                         model, work / f"{recipe}-{n:.0f}", recipe, 3.0 if recipe == "auto" else None, text
                     )
+                    runs.append((Llama.of(json.loads((model / "config.json").read_text())), said))
                     yield Row(f"{recipe}, {n / 1e6:.2f} M parameters: time a million", said["seconds"] / n * 1e6, "s")
+            if len(runs) == 2:
+                yield from _larger(recipe, runs)
+
+
+def _larger(recipe: str, runs: Sequence[tuple[Llama, dict[str, Any]]]) -> Iterator[Row]:
+    """What the times of two models say of larger ones, on this machine with the same calibration text."""
+    parts, (_, said) = timed_parts(), runs[-1]
+    factors = said["factors"] / len(said["rows"])
+    n_tokens = WINDOWS * WINDOW + FISHER_BATCHES * BATCH_TOKENS
+    for name, larger in LARGER.items():
+        models = (*(m for m, _ in runs), larger)
+        dense = {m: parts.of(m, n_tokens, factors) for m in models}
+        seconds = extrapolated([(m, s["seconds"]) for m, s in runs], larger, dense)
+        size = f"{larger.n_parameters / 1e9:.2f} G parameters"
+        yield Row(f"{recipe}, {name}, {size}: time, extrapolated", seconds / 3600, "h")
+        yield Row(f"{recipe}, {name}: of that moments, factors, feedback, extrapolated", dense[larger] / 3600, "h")
 
 
 _JOB = """
 import json, resource, sys, torch
 from pathlib import Path
 torch.set_num_threads(2)
+factors = []
+def counted(f):
+    def factor(*args, **kwargs):
+        factors.append(len(args[0]))
+        return f(*args, **kwargs)
+    return factor
+torch.linalg.cholesky, torch.linalg.cholesky_ex = map(counted, (torch.linalg.cholesky, torch.linalg.cholesky_ex))
 from laconic.sources.weights.compress import compress
 from laconic.sources.weights.forecast import FLOOR_BYTES
 source, out, recipe, bits, text = sys.argv[1:]
 r = compress(source, out=out, recipe=recipe, bits=json.loads(bits), calibration=[Path(text)])
 peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"out": r.out, "bits": r.bits, "seconds": r.seconds, "peak": peak, "rows": [x.shape for x in r.rows]}))
+rows = [x.shape for x in r.rows]
+print(json.dumps({"out": r.out, "bits": r.bits, "peak": peak, "rows": rows, "factors": len(factors)}))
 """
 
 

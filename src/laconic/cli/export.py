@@ -1,4 +1,4 @@
-"""`laconic export`: a compressed model in a format that others run."""
+"""`laconic export`, `laconic cut`: a compressed model in a format that others run, or with fewer of its levels."""
 
 from __future__ import annotations
 
@@ -20,5 +20,23 @@ def export(
     from ..sources.weights.export import export as write
 
     said = write(source, output, to=to, force=force)
+    if not quiet:
+        print(said.describe(), file=sys.stderr)
+
+
+def cut(
+    source: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder that `laconic compress --recipe bitstack` made of a model.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    bits: Annotated[float | None, typer.Option("--bits", help="Bits a parameter at most, everything counted.")] = None,
+    max_bytes: Annotated[int | None, typer.Option("--max-bytes", help="Size of the weight files at most.")] = None,
+    force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+) -> None:
+    """Cut a model that is a stack of levels to a smaller budget: no calibration, nothing coded anew."""
+    from ..sources.weights.stack import cut as write
+
+    said = write(source, output, bits=bits, max_bytes=max_bytes, force=force)
     if not quiet:
         print(said.describe(), file=sys.stderr)

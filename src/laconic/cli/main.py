@@ -13,7 +13,7 @@ import typer
 
 from ..core.errors import BadConfig, CodecError
 from .evaluate import evaluate
-from .export import export
+from .export import cut, export
 
 if TYPE_CHECKING:
     from ..sources.files import Report
@@ -30,6 +30,7 @@ bench_app = typer.Typer(help="Measure, beside the best peers, and print what was
 app.add_typer(bench_app, name="bench")
 app.command("eval")(evaluate)
 app.command("export")(export)
+app.command("cut")(cut)
 
 Input = Annotated[str, typer.Argument(metavar="IN", help="File, folder, or - for standard input.")]
 Output = Annotated[

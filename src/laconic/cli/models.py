@@ -96,7 +96,7 @@ def _show_forecast(f: Forecast) -> None:
 def info_model(folder: Path, as_json: bool) -> None:
     """What a compressed folder holds: every matrix, and the ledger of all bytes of its packets."""
     from ..core.packet import info
-    from ..sources.weights.store import Packed
+    from ..sources.weights.store import ORDER, Packed
 
     packed = Packed(folder)
     rows, by_role = [], {}
@@ -105,6 +105,8 @@ def info_model(folder: Path, as_json: bool) -> None:
         rows.append({"name": name, "recipe": said.recipe, "shape": list(said.shape), "bytes": said.packet_bytes})
         for role, n in said.ledger.by_role().items():
             by_role[role] = by_role.get(role, 0) + n
+    if ORDER in packed.source:
+        by_role["indices"] = by_role.get("indices", 0) + packed.source[ORDER].nbytes
     by_role["kept tensors"] = sum(packed.source[k].nbytes for k in packed.kept)
     if as_json:
         print(json.dumps({"path": str(folder), "recipe": packed.said["recipe"], "ledger": by_role, "matrices": rows}))

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from .errors import BadConfig, CorruptStream, claim
+from .errors import BadConfig, BadInput, CorruptStream, claim
 from .stage import Kind, Leaf, Levels, Part, Side, Stage, Stats
 from .wire import Reader, read_sections, write_sections, write_varint
 
@@ -209,6 +209,10 @@ class Partition(_Combinator):
         rule = self.rule.fit(x, stats)
         shares = self._shares(rule, x)
         below = rule.push(x, stats) if stats is not None else (None,) * len(shares)
+        for i, (c, s) in enumerate(zip(self.codecs, shares, strict=True)):
+            if not s.numel() and any(a is None for _, a in c.arrays().values()):
+                raise BadInput(f"{type(rule).__name__} leaves share {i} of an array {tuple(x.shape)} empty, and its codec "
+                               "has to learn from it; fit to a larger array")  # fmt: skip
         codecs = tuple(c.fit(s, b) if s.numel() else c for c, s, b in zip(self.codecs, shares, below, strict=True))
         return self.replace(rule=rule, codecs=codecs)
 

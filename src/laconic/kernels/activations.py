@@ -3,12 +3,14 @@
 A *run* is a number of columns that share a scale (`Packed.run`): a group, or up to 128 columns of one.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import njit
 
 from laconic.kernels.packed import Packed
 
-__all__ = ["quantize_activations", "quantize_activations_plain", "spread_activations"]
+__all__ = ["quantize_activations", "quantize_activations_plain", "quantizer", "spreader"]
 
 _FINITE = np.int32(0x7F7FFFFF)  # the bits of the largest finite number; an absolute value's bits sort as integers do
 
@@ -88,12 +90,21 @@ def quantize_activations(x: np.ndarray, p: Packed, parts: int = 1, n: int | None
     **Shapes** x: (m, n_in) float32. Gives q (n, padded_in) int8, scale (n, n_runs) float32 (times the matrix's quantum),
     start (n, n_runs) int32 = −zero · Σ q and sums (n, n_runs) float32 = Σ q in units of x.
     """
-    n = len(x) * parts if n is None else n
-    shape = (n, p.padded_in // p.run)
-    q = np.zeros((n, p.padded_in), np.int8)
-    scale, start, sums = np.zeros(shape, np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    _quantize(x, p.group, p.padded_group, p.run, p.zero, np.float32(p.quantum), parts, q, scale, start, sums)
-    return q, scale, start, sums
+    return quantizer(p, parts)(x, len(x) * parts if n is None else n)
+
+
+def quantizer(p: Packed, parts: int) -> Callable[[np.ndarray, int], tuple[np.ndarray, ...]]:
+    """`quantize_activations` for one matrix as (x, n) -> (q, scale, start, sums)."""
+    padded_in, n_runs = p.padded_in, p.padded_in // p.run
+    layout = (p.group, p.padded_group, p.run, p.zero, np.float32(p.quantum), parts)
+
+    def quantize(x: np.ndarray, n: int) -> tuple[np.ndarray, ...]:
+        q, scale = np.zeros((n, padded_in), np.int8), np.zeros((n, n_runs), np.float32)
+        start, sums = np.zeros((n, n_runs), np.int32), np.zeros((n, n_runs), np.float32)
+        _quantize(x, *layout, q, scale, start, sums)
+        return q, scale, start, sums
+
+    return quantize
 
 
 def quantize_activations_plain(x: np.ndarray, p: Packed, parts: int = 1) -> tuple[np.ndarray, ...]:
@@ -119,9 +130,13 @@ def quantize_activations_plain(x: np.ndarray, p: Packed, parts: int = 1) -> tupl
     return tuple(a.reshape(m * parts, -1) for a in (q8, scale, start, sums))
 
 
-def spread_activations(x: np.ndarray, p: Packed, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of x as they are, padded: float32 (n, padded_in), and their sums over runs, float32 (n, n_runs)."""
-    n = len(x) if n is None else n
-    y, sums = np.zeros((n, p.padded_in), np.float32), np.zeros((n, p.padded_in // p.run), np.float32)
-    _spread(x, p.group, p.padded_group, p.run, y, sums)
-    return y, sums
+def spreader(p: Packed) -> Callable[[np.ndarray, int], tuple[np.ndarray, ...]]:
+    """(x, n) -> x as it is, padded to what the matrix has and to n rows: float32 (n, padded_in), and sums by runs (n, n_runs)."""
+    padded_in, n_runs, layout = p.padded_in, p.padded_in // p.run, (p.group, p.padded_group, p.run)
+
+    def spread(x: np.ndarray, n: int) -> tuple[np.ndarray, ...]:
+        y, sums = np.zeros((n, padded_in), np.float32), np.zeros((n, n_runs), np.float32)
+        _spread(x, *layout, y, sums)
+        return y, sums
+
+    return spread

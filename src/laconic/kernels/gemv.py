@@ -16,6 +16,8 @@ Source: the integer scheme is that of llama.cpp's block formats (per-block activ
 the usual one of int8 GEMM libraries. Differs: activation scales go by runs of at most 128 columns, not 256.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -23,7 +25,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from laconic.core.errors import BadConfig, BadInput
-from laconic.kernels.activations import quantize_activations, quantize_activations_plain, spread_activations
+from laconic.kernels.activations import quantize_activations_plain, quantizer, spreader
 from laconic.kernels.packed import Packed, dequantize_plain, widths
 from laconic.kernels.sharing import divide, take
 from laconic.kernels.vectors import (
@@ -35,10 +37,10 @@ from laconic.kernels.vectors import (
     LANES,
     WORDS,
     Arrays,
+    Dots,
     all_lanes,
     bytes_of,
     call,
-    dot4,
     fma,
     has,
     order,
@@ -46,7 +48,7 @@ from laconic.kernels.vectors import (
     splat,
 )
 
-__all__ = ["ACTIVATIONS", "add_sparse", "gemv", "gemv_plain"]
+__all__ = ["ACTIVATIONS", "add_sparse", "gemv", "gemv_plain", "prepare"]
 
 ACTIVATIONS = ("int8", "int16", "float32")
 _AHEAD = 4096  # bytes of codes that are asked for beforehand: the hardware's own guess ends with a page
@@ -139,6 +141,7 @@ def _int_block(
             table = builder.shuffle_vector(sixteen, sixteen, order(*list(range(16)) * 4))
 
         def add_unit(unit, quads):
+            dots = Dots(builder, 255 if has_table else (1 << n_bits) - 1)
             planes = _planes(builder, arrays, builder.add(args[1], builder.mul(unit, I64(64 * n_bits))), n_bits)
             for quad in quads:
                 level = _quad(builder, planes, quad)
@@ -147,8 +150,8 @@ def _int_block(
                     column = builder.add(builder.mul(unit, I64(32)), I64(4 * quad))
                     place = builder.add(args[10], builder.add(builder.mul(args[15], I64(m)), column))
                     four = splat(builder, arrays.load(6, place, I32))
-                    total = (even, odd)[quad & 1][m]
-                    builder.store(dot4(builder, builder.load(total), level, four), total)
+                    dots.add((even, odd)[quad & 1 and not dots.narrow][m], level, four)
+            dots.flush()
 
         def add_run(group, run, over_units):
             places = [builder.add(args[11], builder.add(builder.mul(args[16], I64(m)), run)) for m in range(n_tokens)]
@@ -308,32 +311,39 @@ def gemv(p: Packed, x: np.ndarray, *, activations: str = "int16", threads: int =
     activations: what x is rounded to; int16 and float32 differ from no rounding by less than float32 sums do from exact ones.
     Levels that are no integers always take float32.
     """
-    if x.ndim != 2 or x.shape[1] != p.n_in or x.dtype != np.float32 or not x.flags.c_contiguous:
-        raise BadInput(f"x is {x.dtype}{x.shape}; contiguous float32 (m, {p.n_in}) is needed")
+    return prepare(p, activations)(x, threads)
+
+
+def prepare(p: Packed, activations: str = "int16") -> Callable[[np.ndarray, int], np.ndarray]:
+    """`gemv` of one matrix as (x, threads) -> y; what does not depend on x is worked out here, once for many tokens."""
     if activations not in ACTIVATIONS:
         raise BadConfig(f"activations {activations!r}; {', '.join(ACTIVATIONS)} are right")
     whole = activations != "float32" and p.quantum > 0
     parts = 2 if whole and activations == "int16" else 1
-    m = len(x) * parts
-    tokens = (0,) * (m if m in (1, 2) else 4)
-    n = -(-m // len(tokens)) * len(tokens)
-    out = np.empty((n, p.n_blocks * LANES), np.float32)
-    halves = (0,) * int(p.padded_group == 16)
-    shape = (p.stored_groups, p.padded_group // p.run, max(1, p.run // 32), p.n_blocks, out)
-    constants = ((0,) * p.bits, tokens, halves)
-    threads = threads if p.codes.nbytes * m > _SHARED_BYTES else 1
-    if not x.flags.writeable:
-        x = x.copy()  # a read-only array is another type to Numba: one compilation less
-    if whole:
-        vectors = quantize_activations(x, p, parts, n)
-        divide(threads, _gemv_int, p.codes, p.fine, p.step, p.offset, *vectors, *shape, *constants)
-    else:
-        y, sums = spread_activations(x, p, n)
-        table = None if p.affine and p.bits > 4 else np.resize(p.table, max(LANES, len(p.table)))
-        divide(threads, _gemv_float, p.codes, table, p.zero, p.step, p.offset, y, sums, *shape, *constants)
-    if parts == 2:
-        return out[0:m:2, : p.n_out] + out[1:m:2, : p.n_out]
-    return out[:m, : p.n_out]
+    n_in, n_out, width, n_bytes = p.n_in, p.n_out, p.n_blocks * LANES, p.codes.nbytes
+    shape = (p.stored_groups, p.padded_group // p.run, max(1, p.run // 32), p.n_blocks)
+    bits, halves = (0,) * p.bits, (0,) * int(p.padded_group == 16)
+    table = None if p.affine and p.bits > 4 else np.resize(p.table, max(LANES, len(p.table)))
+    read = quantizer(p, parts) if whole else spreader(p)
+    work = _gemv_int if whole else _gemv_float
+    matrix = (p.codes, p.fine, p.step, p.offset) if whole else (p.codes, table, p.zero, p.step, p.offset)
+
+    def product(x: np.ndarray, threads: int = 1) -> np.ndarray:
+        if x.ndim != 2 or x.shape[1] != n_in or x.dtype != np.float32 or not x.flags.c_contiguous:
+            raise BadInput(f"x is {x.dtype}{x.shape}; contiguous float32 (m, {n_in}) is needed")
+        if not x.flags.writeable:
+            x = x.copy()  # a read-only array is another type to Numba: one compilation less
+        m = len(x) * parts
+        tokens = (0,) * (m if m in (1, 2) else 4)
+        n = -(-m // len(tokens)) * len(tokens)
+        out = np.empty((n, width), np.float32)
+        shared = threads if n_bytes * m > _SHARED_BYTES else 1
+        divide(shared, work, *matrix, *read(x, n), *shape, out, bits, tokens, halves)
+        if parts == 2:
+            return out[0:m:2, :n_out] + out[1:m:2, :n_out]
+        return out[:m, :n_out]
+
+    return product
 
 
 def gemv_plain(p: Packed, x: np.ndarray, *, activations: str = "int16") -> np.ndarray:

@@ -225,7 +225,8 @@ def error_weights(stats: Stats | None) -> Tensor | None:
         return importance
     if stats.hessian is None:
         return None
-    diagonal = stats.hessian.diagonal().clamp(min=0)
+    diagonal = stats.hessian.diagonal(dim1=-2, dim2=-1).clamp(min=0)
+    diagonal = diagonal if diagonal.ndim == 1 else diagonal.unsqueeze(-2)  # of heads: (n_heads, 1, d)
     mean = float(diagonal.mean())
     return diagonal.clamp(min=1e-6 * mean) if mean > 0 else None
 

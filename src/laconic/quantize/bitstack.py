@@ -37,7 +37,7 @@ class BitStack(Stage):
 
     A level takes m n + 16 k (m + n) bits; there are as many as `bits` pays for, column scales included, at least one.
     The payload is one level after another and any number of whole levels from its beginning decodes: what was said of fewer is
-    a prefix of what was said of more (`level_bytes`, `sources.weights.stack.cut`).
+    a prefix of what was said of more (`level_bytes`, `sources.weights.stack.cut_packet`).
 
     rank: k. Small matrices want it small: at n = 256, k = 16 costs as much as the signs twice over.
     Shapes: x (m, n). Side: `shape`; `column`, s in half precision, and its exponent. Without a Hessian s is 1 and is not sent.
@@ -80,12 +80,20 @@ class BitStack(Stage):
         """Bytes of the payload that one level of an (m, n) matrix takes."""
         return self._level(m, n).n_bytes
 
+    def side_bytes(self, m: int, n: int) -> int:
+        """Bytes that column scales take, whatever the levels."""
+        return 2 * n if self.scale is not None else 0
+
+    def rate(self, m: int, n: int, n_levels: int) -> float:
+        """The `bits` that pay for so many levels."""
+        return 8 * (n_levels * self.level_bytes(m, n) + self.side_bytes(m, n)) / (m * n)
+
     def n_levels(self, m: int, n: int) -> int:
         """How many levels `bits` pays for."""
-        fixed = 2 * n if self.scale is not None else 0
+        fixed = self.side_bytes(m, n)
         levels = int((self.bits * m * n / 8 - fixed) / self.level_bytes(m, n) + 1e-9)
         if levels < 1:
-            least = 8 * (self.level_bytes(m, n) + fixed) / (m * n)
+            least = self.rate(m, n, 1)
             raise BadConfig(
                 f"{self.bits:g} bits leave no level for a matrix of {m} × {n}; {least:.3g} bits are the least"
             )

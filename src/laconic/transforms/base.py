@@ -114,6 +114,7 @@ class Orthogonal(Linear):
     """A = Bᵀ: norms and inner products are kept, and A H Aᵀ = Bᵀ H B needs the fast analysis only."""
 
     orthogonal = property(lambda self: not self.side)  # type: ignore[assignment]
+    affine = property(lambda self: not self.side)
 
     def turn(self, h: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(self.analyse(np.ascontiguousarray(self.analyse(h).T)).T)

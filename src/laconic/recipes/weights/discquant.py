@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import BadConfig
 from ...core.packet import codec
-from ...sources.weights.recipe import Statistics, WeightRecipe
+from ...sources.weights.recipe import Statistics, Tune, WeightRecipe
 
 if TYPE_CHECKING:
     from ...sources.weights.tune import Tuning
@@ -42,5 +42,9 @@ def discquant(
     if float(bits) not in _RATES:
         raise BadConfig(f"{bits} bits; 2 to 8 are right")
     return WeightRecipe(
-        lambda rate: codec("gptq", bits=int(rate), group=group).stage, _RATES, Statistics(), float(bits), tune=tune
+        lambda rate: codec("gptq", bits=int(rate), group=group).stage,
+        _RATES,
+        Statistics(),
+        float(bits),
+        tune=Tune(tune),
     )

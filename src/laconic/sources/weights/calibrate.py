@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,11 @@ from ...core.errors import BadInput
 if TYPE_CHECKING:
     from torch import Tensor
 
+PART = 1 << 15  # characters that are tokenized at once, to the end of a line
 WINDOWS = 128
 WINDOW = 512  # tokens
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 512  # products run no slower than with more, and what a block computes is small beside the interpreter
+ITEM_TOKENS = 64  # for how many tokens a picture, or a sequence of vectors, is taken
 
 
 def read_text(path: str | PathLike[str]) -> str:
@@ -41,10 +43,25 @@ def tokenize(folder: Path, texts: Iterable[str], vocabulary: int) -> Tensor:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as e:
         raise BadInput(f"{folder}: no tokenizer: {str(e).splitlines()[0]}") from None
-    ids = [i for t in texts for i in tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"]]
+    ids = [
+        i
+        for t in texts
+        for part in _parts(t)
+        for i in tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+    ]
     if ids and max(ids) >= vocabulary:
         raise BadInput(f"the tokenizer gives id {max(ids)}, the model has {vocabulary} embeddings; they do not match")
     return torch.tensor(ids, dtype=torch.long)
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text cut before ends of lines: a tokenizer holds some hundred bytes for every character that it is given at once."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + PART)
+        end = len(text) if end < 0 else end
+        yield text[start:end]
+        start = end
 
 
 def begin_token(folder: Path) -> int | None:
@@ -85,8 +102,8 @@ def batches(inputs: Any, tokens: int = BATCH_TOKENS) -> list[dict[str, Any]]:
 
     if isinstance(inputs, torch.Tensor):
         key = "" if inputs.is_floating_point() else "input_ids"
-        per = max(1, tokens // (inputs.shape[1] if inputs.ndim == 2 else 64))
-        size = _divisor(len(inputs), per)
+        each = ITEM_TOKENS if inputs.ndim > 2 else 1 if inputs.is_floating_point() else inputs.shape[-1]
+        size = _divisor(len(inputs), max(1, tokens // each))
         return [{key: b} for b in inputs.split(size)]
     if isinstance(inputs, dict):
         return [inputs]

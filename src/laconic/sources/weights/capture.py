@@ -119,8 +119,8 @@ class Moments:
         self._batch: dict[tuple[int, Any], tuple[Tensor, str]] = {}
 
     def new_batch(self, weights: Tensor | None = None) -> None:
-        """To be called before each batch."""
-        self._batch = {}
+        """To be called before each batch, and behind the last one: until then its inputs are held."""
+        self._batch, self.clean = {}, {}
         self.weights = weights
 
     def __call__(self, matrix: Matrix, x: Tensor, out: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -82,6 +83,17 @@ def tokenizer_of(model: Model) -> Any:
     folder = _folder(Path(model))
     with _named_errors(folder, "tokenizer"):
         return AutoTokenizer.from_pretrained(folder)
+
+
+def in_bfloat16(module: Any) -> Any:
+    """A copy with parameters, hence activations, in bfloat16; buffers (RoPE's frequencies) keep float32, as in use."""
+    import torch
+
+    twin = copy.deepcopy(module)
+    for p in twin.parameters():
+        p.requires_grad_(False)
+        p.data = p.data.to(torch.bfloat16)
+    return twin
 
 
 def vocabulary(contestant: Contestant, prefix: int) -> int:

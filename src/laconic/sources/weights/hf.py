@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ...core.errors import BadInput, CorruptStream
 from . import store
 from .network import FolderSource
+from .stack import Cutting
 
 __all__ = ["LaconicConfig", "LaconicQuantizer", "register"]
 
@@ -27,19 +29,22 @@ __all__ = ["LaconicConfig", "LaconicQuantizer", "register"]
 class LaconicConfig(QuantizationConfigMixin):
     """quantization_config of a compressed folder; see `store` for its fields.
 
-    packed: run on the codes; False: decode every weight to the model's dtype. To choose, set it before the model is made:
+    packed: run on the codes; False: decode every weight to the model's dtype. bits, max_bytes: a budget to which stacks of
+    levels are cut. To choose, set it before the model is made:
     `config = AutoConfig.from_pretrained(OUT); config.quantization_config["packed"] = False`.
     """
 
-    def __init__(self, packed: bool = True, **said: Any) -> None:
+    def __init__(
+        self, packed: bool = True, bits: float | None = None, max_bytes: int | None = None, **said: Any
+    ) -> None:
         self.quant_method = store.METHOD  # type: ignore[assignment]  # not one of transformers' own
-        self.packed = packed
+        self.packed, self.bits, self.max_bytes = packed, bits, max_bytes
         for key, value in said.items():
             setattr(self, key, value)
 
     def to_dict(self) -> dict[str, Any]:
         """What belongs into a config.json: how this model is run does not."""
-        return {k: v for k, v in super().to_dict().items() if k != "packed"}
+        return {k: v for k, v in super().to_dict().items() if k not in ("packed", "bits", "max_bytes")}
 
 
 class LaconicQuantizer(HfQuantizer):
@@ -62,14 +67,21 @@ class LaconicQuantizer(HfQuantizer):
         if not checkpoint_files or not str(checkpoint_files[0]).endswith(".safetensors"):
             raise BadInput("a compressed model is read from its safetensors files; name the folder")
         source = FolderSource(Path(checkpoint_files[0]).parent)
-        self.source = source
+        self.source, said = source, self.quantization_config
+        self.cut = None
+        if said.bits is not None or said.max_bytes is not None:
+            self.cut = Cutting(store.Packed(source.folder), said.bits, said.max_bytes)
         self.places = prepare(model, {k: source.shape(k)[0] for k in source if store.is_packet(k)})
+        model._keys_to_ignore_on_load_unexpected = {
+            *(model._keys_to_ignore_on_load_unexpected or ()),
+            re.escape(store.ORDER),
+        }
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         from .loading import finish
 
-        finish(model, self.places, self.codecs, bool(getattr(self.quantization_config, "packed", True)))
+        finish(model, self.places, self.codecs, bool(getattr(self.quantization_config, "packed", True)), self.cut)
         return model
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -84,8 +96,11 @@ class LaconicQuantizer(HfQuantizer):
                 and (bias := f"{coded.rpartition('.')[0]}.bias") not in model.all_tied_weights_keys
             ):
                 state[bias] = tensor
+        entry = self.source.__getitem__ if self.cut is None else self.cut.entry
         for slot in self.places.slots:
-            state[store.entry(slot.matrix)] = self.source[slot.entry]
+            state[store.entry(slot.matrix)] = entry(slot.entry)
+        if store.ORDER in self.source:
+            state[store.ORDER] = entry(store.ORDER)
         return state, {}
 
     def is_serializable(self) -> bool:

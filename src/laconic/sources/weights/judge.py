@@ -7,7 +7,6 @@ flipped. Beside them stands the reference run in bfloat16, judged by the same co
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
@@ -15,10 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ...core.errors import BadConfig, BadInput
 from ...measure import Interval, kl_divergence, same_top1
-from .contestants import Contestant, Model, available, check_words, distinct, enter, tokenizer_of, vocabulary
+from .contestants import (
+    Contestant,
+    Model,
+    available,
+    check_words,
+    distinct,
+    enter,
+    in_bfloat16,
+    tokenizer_of,
+    vocabulary,
+)
 from .estimates import Estimate, Resampled, share
 from .items import Answers, Sentences, read_choices, read_pairs
 from .outcomes import ChoiceScore, PairScore, score_choices, score_pairs
@@ -34,6 +44,7 @@ __all__ = [
     "available",
     "evaluate",
     "judge",
+    "text_score",
 ]
 
 Progress = Callable[[int, int, str], None]
@@ -240,18 +251,10 @@ def _lanes(
     longest = getattr(getattr(first.module, "config", None), "max_position_embeddings", None)
     if longest and settings.window > longest:
         raise BadConfig(f"a window of {settings.window} tokens; {first.name} takes {longest} at most")
-    return [entered[0], *([_in_bfloat16(first)] if settings.noise else []), *entered[1:]]
-
-
-def _in_bfloat16(model: Contestant) -> Contestant:
-    """A copy with parameters, hence activations, in bfloat16; buffers (RoPE's frequencies) keep float32, as in use."""
-    import torch
-
-    twin = copy.deepcopy(model.module)
-    for p in twin.parameters():
-        p.requires_grad_(False)
-        p.data = p.data.to(torch.bfloat16)
-    return replace(model, name="reference in bfloat16", module=twin, n_bytes=None)
+    if not settings.noise:
+        return entered
+    twin = replace(first, name="reference in bfloat16", module=in_bfloat16(first.module), n_bytes=None)
+    return [entered[0], twin, *entered[1:]]
 
 
 @dataclass
@@ -317,21 +320,32 @@ def _score_texts(
 
 
 def _score_text(trace: _Trace, reference: _Trace, windows: Sequence[Window], part: slice) -> TextScore:
-    kl = np.concatenate(trace.kl[part])
+    added = np.subtract(trace.nats[part], reference.nats[part])
+    n_bytes = [w.n_bytes for w in windows[part]]
+    return text_score(trace.nats[part], added, trace.kl[part], trace.same[part], n_bytes)
+
+
+def text_score(nats: ArrayLike, added: ArrayLike, kl: Sequence[np.ndarray], same: Sequence[np.ndarray],
+               n_bytes: Sequence[int]) -> TextScore:  # fmt: skip
+    """The score of windows, each given by its sums and by its tokens.
+
+    Shapes: nats, added (to the reference's nats), n_bytes (n_windows,); kl, same: n_windows arrays of (n_tokens,).
+    """
+    kl_of_tokens = np.concatenate(kl)
     bits = np.log2(np.e)
     drawn = Resampled.of(
-        tokens=[len(w.ids) - 1 for w in windows[part]],
-        bytes=[w.n_bytes for w in windows[part]],
-        nats=trace.nats[part],
-        added=np.subtract(trace.nats[part], reference.nats[part]),
-        kl=[k.sum() for k in trace.kl[part]],
-        same=[s.sum() for s in trace.same[part]],
+        tokens=[len(k) for k in kl],
+        bytes=n_bytes,
+        nats=nats,
+        added=added,
+        kl=[k.sum() for k in kl],
+        same=[s.sum() for s in same],
     )
     nats_per_token, nats_per_byte = drawn.estimate(share("nats", "tokens")), drawn.estimate(share("nats", "bytes"))
-    median, ninety, last = map(float, np.quantile(kl, [0.5, 0.9, 0.99]))
+    median, ninety, last = map(float, np.quantile(kl_of_tokens, [0.5, 0.9, 0.99]))
     return TextScore(
-        n_windows=len(windows[part]),
-        n_tokens=len(kl),
+        n_windows=len(kl),
+        n_tokens=len(kl_of_tokens),
         n_bytes=int(drawn.total["bytes"]),
         nats_per_token=nats_per_token,
         nats_per_byte=nats_per_byte,

@@ -6,7 +6,8 @@ what stands around the layer and leaves the codes, steps and tables alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from operator import is_not
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import BadConfig, BadInput
-from ...kernels.gemv import ACTIVATIONS, add_sparse, gemv
+from ...kernels.gemv import ACTIVATIONS, add_sparse, prepare
 from ...kernels.packed import Packed, dequantize, pack, rows_of
 from .linear_base import LinearBase, as_bits, checked_bias, floats_of, tile_height
 
@@ -159,6 +160,17 @@ class _PackedModule(nn.Module):
         return self._finish(dequantize(self.matrix), 0)
 
 
+class _Ready(NamedTuple):
+    """What a product needs. buffers: those of the layer that the rest are views of."""
+
+    buffers: tuple[Tensor | None, ...]
+    activations: str
+    product: Callable[[np.ndarray, int], np.ndarray]
+    column_scale: np.ndarray | None
+    places: np.ndarray | None
+    values: np.ndarray | None
+
+
 class PackedLinear(_PackedModule, LinearBase):
     """y = x Wᵀ + bias on packed codes, for few rows of x and for many; see `LinearBase`.
 
@@ -215,13 +227,30 @@ class PackedLinear(_PackedModule, LinearBase):
         return DenseLinear(weight, bias)
 
     def product(self, x: Tensor) -> Tensor:
-        flat, scale = x.detach().numpy(), floats_of(self.column_scale)
-        if scale is not None:
-            flat = flat * scale
-        y = gemv(self.matrix, flat, activations=self.activations, threads=torch.get_num_threads())
-        if self.outlier_places is not None:
-            add_sparse(self.outlier_places.numpy(), floats_of(self.outlier_values), flat, y)
+        ready = self._ready()
+        flat = x.detach().numpy()
+        if ready.column_scale is not None:
+            flat = flat * ready.column_scale
+        y = ready.product(flat, torch.get_num_threads())
+        if ready.places is not None:
+            add_sparse(ready.places, ready.values, flat, y)
         return torch.from_numpy(y)
+
+    def _ready(self) -> _Ready:
+        """The kernel and its operands, made once and again where a buffer was exchanged: a token has no time for it."""
+        held, now = self.__dict__.get("_kernel"), tuple(self._buffers.values())
+        if held is None or held.activations != self.activations or any(map(is_not, held.buffers, now)):
+            places = self.outlier_places
+            held = _Ready(
+                now, self.activations, prepare(self.matrix, self.activations), floats_of(self.column_scale),
+                None if places is None else places.numpy(), floats_of(self.outlier_values),
+            )  # fmt: skip
+            self.__dict__["_kernel"] = held
+        return held
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles make their own."""
+        return {k: v for k, v in self.__dict__.items() if k != "_kernel"}
 
 
 class PackedEmbedding(_PackedModule):

@@ -90,12 +90,13 @@ class LinearBase(nn.Module):
         return f"out={self.shape[0]}, in={self.shape[1]}, {self.describe()}"
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not x.is_floating_point() or x.shape[-1:] != (self.shape[1],):
-            raise BadInput(
-                f"x is {x.dtype}{tuple(x.shape)} on {x.device}; floats (..., {self.shape[1]}) on the CPU are right"
-            )
-        flat = x.reshape(-1, self.shape[1]).float().contiguous()
+        n_out, n_in = self.shape
+        if not x.is_cpu or not x.is_floating_point() or x.shape[-1:] != (n_in,):
+            raise BadInput(f"x is {x.dtype}{tuple(x.shape)} on {x.device}; floats (..., {n_in}) on the CPU are right")
+        flat = (x if x.ndim == 2 else x.reshape(-1, n_in)).float().contiguous()
         y = _Product.apply(flat, self) if torch.is_grad_enabled() and x.requires_grad else self.product(flat)
-        if self.bias is not None:
-            y = y + self.bias.float()
-        return y.to(x.dtype).reshape(*x.shape[:-1], self.shape[0])
+        bias = self._buffers["bias"]  # not by name: Module looks in two other places first
+        if bias is not None:
+            y = y + bias.float()
+        y = y.to(x.dtype)
+        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], n_out)

@@ -20,6 +20,7 @@ from ...core.packet import Codec, decode
 from . import store
 from .network import Matrix, matrices
 from .runtime import CodedEmbedding, CodedLinear, CodedStack, Form, levels_of
+from .stack import Cutting
 
 __all__ = ["Places", "finish", "load", "prepare"]
 
@@ -68,17 +69,26 @@ class Places:
 
 
 def load(
-    path: str | PathLike[str], *, packed: bool = True, dtype: torch.dtype | None = None, into: nn.Module | None = None
+    path: str | PathLike[str],
+    *,
+    bits: float | None = None,
+    max_bytes: int | None = None,
+    packed: bool = True,
+    dtype: torch.dtype | None = None,
+    into: nn.Module | None = None,
 ) -> nn.Module:
     """The model of a compressed folder, in eval mode; `footprint(model)` says what it takes in memory.
 
+    bits, max_bytes: of a folder of stacks (recipe bitstack), only the levels that the budget holds, as `cut` would write them;
+    the files are read whole, each packet is cut before it is decoded.
     packed: run on the codes (on the CPU) where the codec has them; else every weight is dense. dtype: of what is dense;
     that of the config if None. into: the module to fill, for folders that are no transformers models.
     Raises BadInput for a folder that laconic did not make or a module that it does not fit, CorruptStream for damage.
     """
     opened = store.Packed(path)
     if into is not None:
-        return _fill(into, opened, packed, dtype)
+        cut = None if bits is None and max_bytes is None else Cutting(opened, bits, max_bytes)
+        return _fill(into, opened, packed, dtype, cut)
     import transformers
     from transformers import AutoConfig
 
@@ -88,7 +98,7 @@ def load(
     if "model_type" not in opened.config:
         raise BadInput(f"{path}: config.json names no transformers model; give the module to fill (into=)")
     config = AutoConfig.from_pretrained(opened.folder)
-    config.quantization_config["packed"] = packed
+    config.quantization_config.update(packed=packed, bits=bits, max_bytes=max_bytes)
     name = (getattr(config, "architectures", None) or [""])[0]
     cls = getattr(transformers, name, None) or transformers.AutoModelForCausalLM
     loaded: Any = cls.from_pretrained(opened.folder, config=config, dtype=dtype or "auto", output_loading_info=True)
@@ -98,18 +108,20 @@ def load(
     return model.eval()  # type: ignore[no-any-return]
 
 
-def _fill(model: nn.Module, opened: store.Packed, packed: bool, dtype: torch.dtype | None) -> nn.Module:
+def _fill(
+    model: nn.Module, opened: store.Packed, packed: bool, dtype: torch.dtype | None, cut: Cutting | None
+) -> nn.Module:
     model = model if dtype is None else model.to(dtype)
     places = prepare(model, {k: opened.source.shape(k)[0] for k in opened.names}, "cpu")
     if len(places.slots) != len(opened.names):
         known = {s.entry for s in places.slots}
         lost = next(k for k in opened.names if k not in known)
         raise BadInput(f"{opened.folder} has a matrix {store.matrix_of(lost)!r}; {type(model).__name__} has no such")
-    state = {k: opened.source[k] for k in opened.source}
+    state = {k: opened.source[k] for k in (*opened.names, *opened.kept)}
     missing, unexpected = model.load_state_dict(state, strict=False)
     if wrong := sorted({*missing, *unexpected} - set(places.tied)):
         raise BadInput(f"{opened.folder} and {type(model).__name__} differ in {', '.join(wrong[:3])}")
-    finish(model, places, opened.codecs, packed)
+    finish(model, places, opened.codecs, packed, cut)
     return model.eval()
 
 
@@ -147,14 +159,18 @@ def prepare(model: nn.Module, sizes: Mapping[str, int], device: str = "meta") ->
     return places
 
 
-def finish(model: nn.Module, places: Places, codecs: Mapping[str, Codec], packed: bool) -> None:
-    """Make the packets in the model's buffers what it runs on. Raises CorruptStream for a packet that is damaged."""
+def finish(
+    model: nn.Module, places: Places, codecs: Mapping[str, Codec], packed: bool, cut: Cutting | None = None
+) -> None:
+    """Make the packets in the model's buffers, `cut` if that is said, what it runs on. Raises CorruptStream for damage."""
     forms: list[Form] = []
     for name in (*places.stacks(), *places.tied):
         module, key = _at(model, name)
         module.__dict__.pop(key, None)
     for name, slots in places.stacks().items():
         packets, device = _packets(model, name, slots)
+        if cut is not None:
+            packets = [cut.packet(s.entry, p) for s, p in zip(slots, packets, strict=True)]
         usable = packed and device.type == "cpu"
         made = _coded(model, name, slots, packets, codecs) if usable else None
         if made is None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ...core.errors import BadInput
-from . import calibrate, store
+from . import calibrate, stack, store
 from .compress import Job, Progress, Report, Row, Run, calibration_key
 from .network import Network
 
@@ -50,6 +50,7 @@ def compress_module(
         run = Run(net, batches, recipe, job, work / "job", None, threads, progress, calibration_key(calibration))
         run.open(False)
         run.run()
+        tuned, remarks = run.tuned()
         run.check_budget()
         result = copy.deepcopy(module).eval()
         params = dict(result.named_parameters())
@@ -60,6 +61,8 @@ def compress_module(
                     params[m.name.partition("#")[0]].data,
                     packed.decode(m.name).to(params[m.name.partition("#")[0]].dtype),
                 )
+            for k in source.keys() - run.replaced():
+                params[k].copy_(tuned[k])
         n = sum(m.n_elements for m in net.matrices)
         n_bytes = run.packet_bytes() + run.overhead()
         rows = tuple(Row(**{**r, "shape": tuple(r["shape"])}) for r in run.journal.rows)
@@ -68,11 +71,11 @@ def compress_module(
             target = Path(out)
             if target.exists():
                 raise FileExistsError(f"{target} exists")
-            kept = {**source, **{k: b for k, b in module.named_buffers() if k in module.state_dict()}}
+            kept = {**tuned, **{k: b for k, b in module.named_buffers() if k in module.state_dict()}}
+            kept = {**stack.with_order(kept, run.journal.rows)}
             n_bytes = store.finish(target, run.work, len(run.units), kept, run.replaced(), {}, run.said(), None)
-        report = Report(
-            str(out or ""), job.recipe, 8 * n_bytes / n, n, n_bytes, original, rows, time.perf_counter() - start
-        )
+        seconds = time.perf_counter() - start
+        report = Report(str(out or ""), job.recipe, 8 * n_bytes / n, n, n_bytes, original, rows, seconds, remarks)
         return result, report
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -102,6 +102,13 @@ class FolderSource(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._where)
 
+    def files(self) -> dict[str, list[str]]:
+        """The tensors of each file, by its name."""
+        out: dict[str, list[str]] = {}
+        for key, name in self._where.items():
+            out.setdefault(name, []).append(key)
+        return out
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from its file's header."""
         with self._open(self._where[name]) as f:

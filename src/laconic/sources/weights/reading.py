@@ -39,10 +39,11 @@ class Reader:
         """Token ids of each string, without special tokens."""
         return self.tokenizer(list(strings), add_special_tokens=False, verbose=False)["input_ids"]
 
-    def windows(self, text: str, length: int, name: str = "text") -> list[Window]:
+    def windows(self, text: str, length: int, name: str = "text", *, skip: int = 0) -> list[Window]:
         """Cut a text into windows of `length` tokens, prefix included, side by side.
 
         A shorter text is one shorter window; what is left behind the last whole window of a longer text is not used.
+        skip: of the predicted tokens of a window, the first whose bytes are not counted.
         Raises BadInput for a text without a token.
         """
         if length < 2:
@@ -53,19 +54,22 @@ class Reader:
         if not len(ids):
             raise BadInput(f"{name} is empty; give a text of one token or more")
         step = min(length - 1, len(ids))
+        if not 0 <= skip < step:
+            raise BadConfig(f"{skip} of {step} predicted tokens cannot be skipped; give 0 to {step - 1}")
         starts = range(0, len(ids) - step + 1, step)
         return [
             Window(np.concatenate([[self.prefix], ids[s : s + step]]), n)
-            for s, n in zip(starts, self._bytes(text, encoded, starts, step), strict=True)
+            for s, n in zip(starts, self._bytes(text, encoded, starts, step, skip), strict=True)
         ]
 
-    def _bytes(self, text: str, encoded: Any, starts: range, step: int) -> list[int]:
+    def _bytes(self, text: str, encoded: Any, starts: range, step: int, skip: int) -> list[int]:
         """UTF-8 bytes of each window; without offsets (a tokenizer in Python) those of the decoded tokens."""
         if not self.tokenizer.is_fast:
-            return [len(self.tokenizer.decode(encoded["input_ids"][s : s + step]).encode()) for s in starts]
+            return [len(self.tokenizer.decode(encoded["input_ids"][s + skip : s + step]).encode()) for s in starts]
         spans = encoded["offset_mapping"]
         ends = [spans[s][0] for s in starts[1:]] + [spans[starts[-1] + step - 1][1]]
-        begins = [0, *ends[:-1]]  # white space that no token covers belongs to the window before it
+        # White space that no token covers belongs to the window before it.
+        begins = [spans[s + skip - 1][1] for s in starts] if skip else [0, *ends[:-1]]
         return [len(text[a:b].encode()) for a, b in zip(begins, ends, strict=True)]
 
 

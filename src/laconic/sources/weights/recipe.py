@@ -39,6 +39,20 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class Tune:
+    """What moves a coded model towards the original one, at the end, with both whole in memory.
+
+    modules_only: leave folders alone, which are walked with one block in memory; a module is there whole in any case.
+    """
+
+    run: Callable[[Tuning], None]
+    modules_only: bool = False
+
+    def __call__(self, tuning: Tuning) -> None:
+        self.run(tuning)
+
+
+@dataclass(frozen=True)
 class WeightRecipe:
     """How the matrices of a model are coded.
 
@@ -50,7 +64,7 @@ class WeightRecipe:
     at_step: the codec at a quantizer's step in the metric of the statistics, where one step puts all matrices at the same
         slope; with `estimate(x, stats) -> (bits a value, error)`. It takes the place of a policy.
     embedding: the same as `at` for embeddings and heads; None: `at`.
-    tune: moves what was coded towards the original model, at the end.
+    tune: moves what was coded towards the original model, at the end; None: nothing does.
     """
 
     at: Callable[[float], Stage]
@@ -60,7 +74,7 @@ class WeightRecipe:
     policy: Policy | None = None
     at_step: Callable[[float], Any] | None = None
     embedding: Callable[[float], Stage] | None = None
-    tune: Callable[[Tuning], None] | None = None
+    tune: Tune | None = None
 
     def __post_init__(self) -> None:
         if list(self.rates) != sorted(set(self.rates)) or (self.rates and self.rates[0] <= 0):

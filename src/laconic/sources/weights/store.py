@@ -1,7 +1,8 @@
 """The folder of a compressed model: packets in safetensors files, one shared codec table in config.json.
 
     OUT/config.json            the model's, with quantization_config {quant_method: "laconic", codecs, …}
-    OUT/model*.safetensors     `<module>.<param>_packet` uint8 for each coded matrix, everything else as it was
+    OUT/model*.safetensors     `<module>.<param>_packet` uint8 for each coded matrix, everything else as it was;
+                               `laconic.level_order` int32 where packets are stacks of levels (see `stack`)
     OUT/…                      tokenizer and generation files, copied
 
 While it is made, the work lies beside it in `OUT.partial/`: a journal, a file of packets for each finished unit, and spools.
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 METHOD = "laconic"
+ORDER = "laconic.level_order"  # for each level in the order of loading, the number of its matrix in the order of names
 SHARD_BYTES = 256 << 20
 COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "README*")
 _OWN = ("config.json", "model.safetensors.index.json")
@@ -226,7 +228,7 @@ class Packed(Mapping[str, Any]):
         self.codecs = read_codecs(said)
         self.source = FolderSource(self.folder)
         self.names = [k for k in self.source if is_packet(k)]
-        self.kept = [k for k in self.source if not is_packet(k)]
+        self.kept = [k for k in self.source if not is_packet(k) and k != ORDER]
 
     def __getitem__(self, name: str) -> bytes:
         """The packet of a matrix, by its name as `Matrix.name` has it."""

@@ -95,18 +95,17 @@ def divergence(reference: Tensor, out: Tensor, logits: bool) -> Tensor:
     return (p.exp() * (p - q)).sum(-1).mean()
 
 
-def samples_of(batches: Sequence[dict[str, Any]], n: int) -> list[dict[str, Any]]:
-    """Up to n single inputs, evenly spread over the batches."""
+def samples_of(batches: Sequence[dict[str, Any]], n: int, size: int = 1) -> list[dict[str, Any]]:
+    """Up to n inputs, evenly spread over the batches, as samples of up to `size` that are of one batch."""
     sizes = [len(next(v for v in b.values() if isinstance(v, torch.Tensor))) for b in batches]
     where = [(b, i) for b, size in enumerate(sizes) for i in range(size)]
     pick = np.linspace(0, len(where) - 1, min(n, len(where))).round().astype(int)
 
-    def single(b: int, i: int) -> dict[str, Any]:
-        return {
-            k: v[i : i + 1] if isinstance(v, torch.Tensor) and len(v) == sizes[b] else v for k, v in batches[b].items()
-        }
+    def sample(b: int, at: list[int]) -> dict[str, Any]:
+        return {k: v[at] if isinstance(v, torch.Tensor) and len(v) == sizes[b] else v for k, v in batches[b].items()}
 
-    return [single(*where[j]) for j in pick]
+    inside = [[where[j][1] for j in pick if where[j][0] == b] for b in range(len(batches))]
+    return [sample(b, at[i : i + size]) for b, at in enumerate(inside) for i in range(0, len(at), size)]
 
 
 class Trial:
@@ -194,24 +193,40 @@ class Trial:
             self._run.progress(done, total, what)
 
     def _code(self, i: int, k: int) -> tuple[float, float, float]:
-        run, m = self._run, self.matrices[i]
-        w, s = run.weight(m), run.sensitivity(m)
-        fisher = run.recipe.statistics.fisher
-        at = run.recipe.embedding if m.role == "embedding" and run.recipe.embedding else run.recipe.at
-        stats = Stats(
-            hessian=s.hessian if run.recipe.statistics.hessian and run.fisher is not None else None,
-            importance=s.rows[:, None] if fisher else None,
+        try:
+            packet, back = self._coded(i, self.rates[k])
+        except BadInput:
+            return np.inf, np.inf, np.inf
+        np.save(self._path(i, k), back.numpy())
+        error = back - self._run.weight(self.matrices[i])
+        return (
+            8.0 * len(packet),
+            self._run.sensitivity(self.matrices[i]).loss(error),
+            float(error.double().square().sum()),
         )
+
+    def _coded(self, i: int, rate: float) -> tuple[bytes, Tensor]:
+        run, m = self._run, self.matrices[i]
+        w = run.weight(m)
+        at = run.recipe.embedding if m.role == "embedding" and run.recipe.embedding else run.recipe.at
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", HessianWarning)  # the walk will say it for what it codes
-            try:
-                codec = Codec(at(self.rates[k])).fit(w, stats)
-                packet = codec.encode(w, shared="00000000")
-            except BadInput:
-                return np.inf, np.inf, np.inf
-        back = decode(packet, codecs={"00000000": codec})
-        np.save(self._path(i, k), back.numpy())
-        return 8.0 * len(packet), s.loss(back - w), float((back - w).double().square().sum())
+            codec = Codec(at(rate)).fit(w, self.statistics(i))
+            packet = codec.encode(w, shared="00000000")
+        return packet, decode(packet, codecs={"00000000": codec})
+
+    def statistics(self, i: int) -> Stats:
+        """What the recipe's codec is fitted with."""
+        run = self._run
+        s, said = run.sensitivity(self.matrices[i]), run.recipe.statistics
+        return Stats(
+            hessian=s.hessian if said.hessian and run.fisher is not None else None,
+            importance=s.rows[:, None] if said.fisher else None,
+        )
+
+    def packet_bits(self, i: int, rate: float) -> float:
+        """Bits of the packet of one matrix at any rate that the recipe's codec takes. Raises BadInput where it is refused."""
+        return 8.0 * len(self._coded(i, rate)[0])
 
     def _path(self, i: int, k: int) -> Path:
         return self.folder / f"{i:06d}-{k}.npy"

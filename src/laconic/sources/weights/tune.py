@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LIMIT_BYTES = 500 << 20
 SAMPLES = 256
+OUTPUTS = 32  # of a sample at least, where one input gives fewer: pictures come in groups, windows of a text alone
 JUDGE_EVERY = 8  # one sample of eight tunes nothing but tells whether tuning helped
 
 
@@ -53,7 +54,10 @@ class Tuning:
             self.packets.update(store.load_unit(run.work, u))
         for m in self.matrices:
             self.coded.put(m, decode(self.packets[m.name], codecs=run.codecs))
-        every = samples_of(run.batches, n_samples)
+        single = samples_of(run.batches, n_samples)
+        with torch.no_grad():
+            n_outputs = len(self.original.output(single[0]))
+        every = samples_of(run.batches, n_samples, max(1, min(OUTPUTS // n_outputs, len(single) // (2 * JUDGE_EVERY))))
         aside = set(range(0, len(every), JUDGE_EVERY)) if len(every) >= JUDGE_EVERY else set()
         self.samples = [s for i, s in enumerate(every) if i not in aside]
         self._aside = [s for i, s in enumerate(every) if i in aside] or every

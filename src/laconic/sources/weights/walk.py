@@ -162,6 +162,7 @@ class Walk:
                     moments.clean = inputs.seen
                 with Capture(self.net.below(name), self._parameter, moments):
                     self.calls.run(name, block, hidden)
+        moments.new_batch()
         distributed.sum_moments(moments)
         return moments
 
@@ -216,11 +217,11 @@ class Walk:
         for i in range(n):
             hidden = spools[-1].get(i).requires_grad_(True)
             moments.new_batch()
-            out = self.head(self.batches[i], hidden, hear)
+            pull_back(self.head(self.batches[i], hidden, hear), distributed.place(i))
             n_tokens += hidden.shape[:-1].numel()
-            likelihood(out, distributed.place(i)).backward()
             assert hidden.grad is not None
             grads.put(i, hidden.grad)
+        moments.new_batch()
         for b, name in reversed(list(enumerate(names))):
             if progress:
                 progress(f"backward, {name}")
@@ -284,16 +285,21 @@ def _column_power(g: Tensor) -> Tensor:
     return g.reshape(-1, g.shape[-1]).square().sum(0)
 
 
-def likelihood(out: Any, seed: int) -> Tensor:
-    """Minus the log-likelihood, summed over tokens, of labels drawn from the model's own prediction."""
+def pull_back(out: Any, seed: int) -> None:
+    """Run back from minus the log-likelihood, summed over tokens, of labels drawn from the model's own prediction.
+
+    At the logits its gradient is softmax − one-hot, which takes the place of the prediction: nothing else of their size lives.
+    """
     generator = torch.Generator().manual_seed(seed)
     logits = getattr(out, "logits", None)
     if logits is None:
         hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else _hidden(out)
-        return 0.5 * (hidden * torch.randn(hidden.shape, generator=generator)).sum()
+        hidden.backward(0.5 * torch.randn(hidden.shape, generator=generator))
+        return
     flat = logits.reshape(-1, logits.shape[-1])
-    drawn = torch.multinomial(flat.detach().softmax(-1), 1, generator=generator)[:, 0]
-    return torch.nn.functional.cross_entropy(flat, drawn, reduction="sum")
+    gradient = flat.detach().softmax(-1)
+    drawn = torch.multinomial(gradient, 1, generator=generator)
+    flat.backward(gradient.scatter_add_(1, drawn, torch.full(drawn.shape, -1.0)))
 
 
 def _run(model: Any, batch: Batch) -> None:

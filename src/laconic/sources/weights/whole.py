@@ -12,7 +12,7 @@ from . import distributed
 from .calibrate import call
 from .capture import Capture, Frequencies, Gradients, Moments
 from .network import Network
-from .walk import Batch, Fisher, Spool, likelihood
+from .walk import Batch, Fisher, Spool, pull_back
 
 
 class Whole:
@@ -35,6 +35,7 @@ class Whole:
                 moments.new_batch()
                 with Capture(self.net.matrices, self._parameter, moments):
                     call(model, batch)
+        moments.new_batch()
         distributed.sum_moments(moments)
         return moments
 
@@ -60,6 +61,6 @@ class Whole:
                     p.requires_grad_(True)
                 with Capture(self.net.matrices, self._parameter, hear):
                     out = call(model, batch)
-                likelihood(out, distributed.place(i)).backward()
+                pull_back(out, distributed.place(i))
         rows = {k: g / max(n_rows, 1) for k, g in gradients.total.items()}
         return distributed.mean_fisher(Fisher(rows, moments, frequencies.count, torch.zeros(0)))

@@ -1,0 +1,155 @@
+"""What a layer of the cache keeps of the tokens behind its window: a pair of coded pasts, or something of a recipe's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from .past import Past, past_for
+from .rope import Rope
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...core.stage import Stage, Stats
+    from .recipe import CacheRecipe
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer's place in the model.
+
+    layer: its number. n_heads: key-value heads. d: values of a key; d_value: of a value. rope: its rotary positions, or None
+    where the recipe takes keys as they are. module: the attention module, where the cache knows the model; block: the module
+    that holds it and its norm. before: the store of the layer in front, once there is one, for recipes that hear inputs.
+    """
+
+    layer: int
+    n_heads: int
+    d: int
+    d_value: int
+    rope: Rope | None = None
+    module: Any = None
+    block: Any = None
+    before: Callable[[], Any] = lambda: None
+
+
+class Store(Protocol):
+    """Coded tokens of one layer, keys and values. Positions count from the first token that was stored, at `first`.
+
+    `append` is told more by name where the recipe asks for it: `inputs` of the layer, `probes` to judge tokens by. A store
+    that does not hand out every token has `parts` (see `attention._codes`) and refuses `tile`.
+    """
+
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def append(self, keys: Tensor, values: Tensor, stats: Sequence[Stats | None] | None = None) -> None:
+        """(n_batch, n_heads, n_tokens, d) float32, keys as the model hands them over, a multiple of the recipe's group."""
+
+    def tile(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of some tokens, float32, keys with RoPE."""
+
+    def bounds(self) -> Iterator[tuple[int, int]]:
+        """Tiles that are decoded at once, in order."""
+
+    def select(self, index: Sequence[int]) -> None: ...
+    def crop(self, n_tokens: int) -> None: ...
+    def forget(self, before: int) -> None: ...
+
+
+class PairStore:
+    """Keys and values, each behind its own codec; keys before or after RoPE. first: position of the first stored token.
+
+    shift: (n_batch,) int64, place in the cache less the rotary position, for sequences that are padded on the left; or None.
+    """
+
+    def __init__(self, keys: Stage, values: Stage, site: Site, learns: str = "never", first: int = 0) -> None:
+        self.site, self.first = site, first
+        self.shift: Tensor | None = None
+        self.turn: Any = None  # the kernel's tables for RoPE at reading
+        self.keys: Past = past_for(keys, site.n_heads, site.d, learns)
+        self.values: Past = past_for(values, site.n_heads, site.d_value, learns)
+
+    @property
+    def n_tokens(self) -> int:
+        return self.keys.n_tokens
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    @property
+    def exact(self) -> int:
+        """Groups (tokens, where codes lie in pages) with NaN or Inf."""
+        return self.keys.exact + self.values.exact
+
+    @property
+    def paged(self) -> bool:
+        """Whether the attention kernel can read both as they lie."""
+        return self.keys.paged and self.values.paged
+
+    def attend(self, softmax: Any, columns: Any, at: int, first: int) -> None:
+        """Add the pages' shares to a running softmax. at: position of the first stored token; first: the first that is seen."""
+        import torch
+
+        from ...kernels.attend import Rope as Turn
+        from ...kernels.attend import attend
+
+        keys, rope = self.keys, self.site.rope
+        if rope is not None and self.turn is None:
+            frequency = np.array(rope.frequency)
+            self.turn = Turn.of(keys.decoder, frequency, interleaved=rope.interleaved, factor=rope.factor)
+        shares = []
+        for b, q in enumerate(softmax.queries):
+            seen = columns.seen(b, at + max(keys.first, first), at + self.n_tokens)
+            if first > keys.first:
+                rest = np.ones(self.n_tokens - first, np.uint8) if seen is None else seen
+                seen = np.concatenate([np.zeros(first - keys.first, np.uint8), rest])
+            coded = keys.coded(b), self.values.coded(b)
+            begins = at + keys.first - (0 if self.shift is None else int(self.shift[b]))
+            turn = None if self.turn is None else self.turn._replace(first=begins)
+            shares.append(attend(q.numpy(), *coded, self.n_tokens - keys.first, seen, turn, torch.get_num_threads()))
+        mixed, most, total = (torch.from_numpy(np.stack(part)) for part in zip(*shares, strict=True))
+        softmax.merge(most, total, mixed)
+
+    def append(self, keys: Tensor, values: Tensor, stats: Sequence[Stats | None] | None = None) -> None:
+        if self.site.rope is not None:
+            keys = self.site.rope.turn(keys, self._position(self.n_tokens), back=True)
+        self.keys.append(keys, stats)
+        self.values.append(values, stats)
+
+    def tile(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        keys = self.keys.tile(start, stop)
+        if self.site.rope is not None:
+            keys = self.site.rope.turn(keys, self._position(start))
+        return keys, self.values.tile(start, stop)
+
+    def _position(self, token: int) -> int | Tensor:
+        """Rotary position of a stored token, of every sequence its own where they are shifted."""
+        return self.first + token - (0 if self.shift is None else self.shift)
+
+    def bounds(self) -> Iterator[tuple[int, int]]:
+        yield from self.keys.bounds()
+
+    def select(self, index: Sequence[int]) -> None:
+        self.keys.select(index)
+        self.values.select(index)
+        self.shift = None if self.shift is None else self.shift[list(index)]
+
+    def crop(self, n_tokens: int) -> None:
+        self.keys.crop(n_tokens)
+        self.values.crop(n_tokens)
+
+    def forget(self, before: int) -> None:
+        self.keys.forget(before)
+        self.values.forget(before)
+
+
+def pair_store(recipe: CacheRecipe, site: Site, keys: Stage, values: Stage, first: int) -> PairStore:
+    """The store of most recipes."""
+    return PairStore(keys, values, site, recipe.learns, first)
