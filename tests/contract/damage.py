@@ -135,6 +135,50 @@ def section_lies(packet: bytes, n: int, rng: random.Random) -> Iterator[bytes]:
         yield join(header, bytes(out))
 
 
+def split_cache(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    """A saved cache's header as a dictionary, and its sections."""
+    from laconic.sources.kv.saving import ALIGN
+
+    reader = Reader(data, 5)
+    header = json.loads(zlib.decompress(bytes(reader.take(reader.varint())), -15))
+    reader.take(4)
+    out = []
+    for name, shape in header["sections"]:
+        reader.take(-reader.at % ALIGN)
+        out.append(bytes(reader.take(math.prod(shape) * (2 if name == "bfloat16" else np.dtype(name).itemsize))))
+        reader.take(4)
+    reader.finish()
+    return header, out
+
+
+def join_cache(header: Any, sections: list[bytes]) -> bytes:
+    """The saved cache again, with right checksums."""
+    from laconic.sources.kv.saving import ALIGN, MAGIC, VERSION
+
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15)
+    head = coder.compress(json.dumps(header).encode()) + coder.flush()
+    out = bytearray(MAGIC)
+    out.append(VERSION)
+    write_varint(out, len(head))
+    out += head + checksum(head)
+    for data in sections:
+        out += bytes(-len(out) % ALIGN) + data + checksum(data)
+    return bytes(out)
+
+
+def lie(header: Any, rng: random.Random) -> Any:
+    """A header with one value replaced by another."""
+    changed = json.loads(json.dumps(header))
+    *stem, last = rng.choice([p for p in _paths(changed) if p])
+    node = changed
+    for k in stem:
+        node = node[k]
+    old = node[last]
+    near = [old + 1, old - 1, old * 2] if isinstance(old, int) and not isinstance(old, bool) else []
+    node[last] = rng.choice(near or LIES) if rng.random() < 0.6 else rng.choice(LIES)
+    return changed
+
+
 def plain_damage(packet: bytes, n: int, rng: random.Random) -> Iterator[bytes]:
     """Flips, cuts, extensions, and pieces moved."""
     for _ in range(n):

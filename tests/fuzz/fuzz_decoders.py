@@ -1,16 +1,19 @@
 """Coverage-guided fuzzing of every decoder: `python tests/fuzz/fuzz_decoders.py --seconds 60 [RECIPE …]`.
 
 The fuzzer's bytes become, by their first byte, a raw packet, a golden packet whose sections are overwritten (checksums made
-right), or one whose header is. Anything but a CodecError, more than 5 seconds or more than 2 GB is a finding.
+right), or one whose header is; or a saved cache of keys and values, treated the same way, where `cache` is among the names (by
+default it is, if transformers is there). Anything but a CodecError, more than 5 seconds or more than 2 GB is a finding.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import atheris
 
@@ -27,6 +30,8 @@ with atheris.instrument_imports(include=["laconic"]):
 LIMIT = 1 << 24
 GOLDEN = {p.parent.name: p.read_bytes() for p in sorted((ROOT / "tests" / "golden").glob("*/packet.lac"))}
 NAMES: list[str] = list(GOLDEN)
+CACHE = "cache"
+SAVED: list[tuple[bytes, Any]] = []  # saved caches, each with its model
 
 
 def overwrite_sections(packet: bytes, feed: atheris.FuzzedDataProvider) -> bytes:
@@ -51,9 +56,54 @@ def overwrite_sections(packet: bytes, feed: atheris.FuzzedDataProvider) -> bytes
     return damage.join(header, bytes(out))
 
 
+def save_caches() -> None:
+    """A cache in pages with what it learned, and one in runs whose groups learned for themselves."""
+    import torch
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    for recipe in ("auto", "kvquant", "turboquant"):
+        past = laconic.kv.cache(config, recipe=recipe)
+        past.update(*torch.randn(2, 1, 2, 300, 8, generator=torch.Generator().manual_seed(0)), 0)
+        past.update(*torch.randn(2, 1, 2, 1, 8, generator=torch.Generator().manual_seed(1)), 0)
+        SAVED.append((past.to_bytes(), config))
+
+
+def saved(mode: int, feed: atheris.FuzzedDataProvider) -> None:
+    """Load a saved cache that was changed."""
+    import random
+
+    from laconic.sources.kv.saving import from_bytes
+
+    data, config = SAVED[feed.ConsumeIntInRange(0, len(SAVED) - 1)]
+    header, sections = damage.split_cache(data)
+    if mode == 0:
+        data = data[:4] + feed.ConsumeBytes(1 << 16)
+    elif mode == 1:
+        data = damage.join_cache(damage.lie(header, random.Random(feed.ConsumeUInt(8))), sections)
+    else:
+        for i, section in enumerate(sections):
+            if section and feed.ConsumeBool():
+                edit, at = feed.ConsumeBytes(feed.ConsumeIntInRange(0, 64)), feed.ConsumeIntInRange(0, len(section))
+                sections[i] = (section[:at] + edit + section[at + len(edit) :])[: len(section)]
+        data = damage.join_cache(header, sections)
+    from_bytes(data, config)
+
+
 def one(data: bytes) -> None:
     feed = atheris.FuzzedDataProvider(data)
     mode, name = feed.ConsumeIntInRange(0, 3), NAMES[feed.ConsumeIntInRange(0, len(NAMES) - 1)]
+    if name == CACHE:
+        start = time.perf_counter()
+        try:
+            saved(mode, feed)
+        except laconic.CodecError:
+            pass
+        if time.perf_counter() - start > 5:
+            raise RuntimeError("more than 5 seconds")
+        return
     if mode == 0:
         packet = feed.ConsumeBytes(1 << 16)
     elif mode == 1:
@@ -76,10 +126,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("recipes", nargs="*", help="only these; all by default")
     args = parser.parse_args()
-    NAMES[:] = args.recipes or NAMES
+    there = importlib.util.find_spec("transformers") is not None
+    NAMES[:] = args.recipes or [*NAMES, *([CACHE] if there else [])]
     warnings.simplefilter("ignore")
     for name in NAMES:  # compile the kernels before the clock runs
-        laconic.decode(GOLDEN[name])
+        if name == CACHE:
+            save_caches()
+        else:
+            laconic.decode(GOLDEN[name])
     corpus = ROOT / "out" / "fuzz-corpus"
     corpus.mkdir(parents=True, exist_ok=True)
     flags = [

@@ -7,17 +7,11 @@ from typing import Any
 
 import torch
 
-from laconic.core.combine import chain
-from laconic.core.stage import Stage
-from laconic.entropy.coders import Pack
 from laconic.kv import cache, fit
-from laconic.quantize.base import Quantizer
-from laconic.quantize.codebooks import Uniform
-from laconic.quantize.scales import Along, GroupScale, MinMax
 from laconic.recipes.kv.cskv import cskv
 from laconic.recipes.kv.rekv import rekv
 from laconic.recipes.kv.uncomp import uncomp
-from laconic.recipes.kv.xquant import xquant
+from laconic.recipes.kv.xquant import xquant, xquant_cl
 from laconic.sources.kv.recipe import CacheRecipe
 from laconic.sources.kv.tries import DeltaCoder, TokenCoder
 
@@ -40,15 +34,6 @@ def judged(recipe: Any, ids: torch.Tensor | None = None) -> tuple[float, float]:
     return divergence(english().model, past, texts() if ids is None else ids, PREFILL), past.bits_per_value
 
 
-def by_channel_and_token(bits: int) -> CacheRecipe:
-    """KIVI's, before RoPE, in the groups that XQuant has."""
-
-    def codes(axis: int) -> Stage:
-        return chain(Quantizer(Uniform(1 << bits, 0.0), GroupScale(Along(64, axis), MinMax())), Pack())
-
-    return CacheRecipe(lambda _: codes(-2), lambda _: codes(-1), bits, window=16, rope="before")
-
-
 def test_uncomp_entropy_budgets() -> None:
     base = uncomp(0.2)
     split, same, reverse = (judged(replace(base, evict=replace(base.evict, contrast=c))) for c in (1 / 3, 0.0, -1 / 3))
@@ -56,17 +41,52 @@ def test_uncomp_entropy_budgets() -> None:
     assert split[0] < same[0] < reverse[0]
 
 
-def test_xquant_under_grouped_queries() -> None:
-    """Latents of X are as wide as keys and values here, so that no bytes are saved; they must not lose more either."""
-    x, kv = judged(xquant(2, group=64)), judged(by_channel_and_token(2))
-    assert x[0] < 1.1 * kv[0]
+def test_xquant_across_layers() -> None:
+    """3 bits of the change against 3 bits of X: fewer bytes, and less is lost."""
+    cl, x = (judged(r) for r in (xquant_cl(3, group=64), xquant(3, group=64)))
+    assert cl[1] < x[1] and cl[0] < 0.7 * x[0]
 
 
-def test_cskv_tuned_latents_and_the_window() -> None:
+def of_the_weights(fitted: Any, inputs: dict[int, torch.Tensor]) -> Any:
+    """The same ranks by ASVD: left singular vectors of W S, S = mean |x| ** ½ of the inputs, no means."""
+    found = {}
+    for n, pair in fitted.codecs.items():
+        module = english().model.model.layers[n].self_attn
+        made = []
+        for codec, weight in zip(pair, (module.k_proj.weight, module.v_proj.weight), strict=True):
+            joint, *rest = codec.stages
+            rank = joint.basis.synthesis.shape[1]
+            u = torch.linalg.svd(weight.detach() * inputs[n].abs().mean(0) ** 0.5)[0][:, :rank]
+            basis = joint.basis.replace(synthesis=u.T[None].numpy(), mean=0 * joint.basis.mean)
+            made.append(codec.replace(stages=(joint.replace(basis=basis), *rest)))
+        found[n] = tuple(made)
+    return replace(fitted, codecs=found)
+
+
+def test_cskv_tuned_latents_beat_asvd_at_the_same_bytes() -> None:
     model, ids = english().model, english().calibration[:16]
-    fitted = fit(model, recipe=cskv(8.0, keys=1.0), calibration=ids)
-    bare = fit(model, recipe=cskv(8.0, keys=1.0), calibration=ids, window=0)
-    assert judged(fitted)[0] < judged(bare)[0]
+    inputs: dict[int, torch.Tensor] = {}
+
+    def note(n: int, kwargs: Any) -> None:
+        inputs[n] = kwargs["hidden_states"].flatten(0, 1)
+
+    hooks = [
+        layer.self_attn.register_forward_pre_hook(lambda m, a, k, n=n: note(n, k), with_kwargs=True)
+        for n, layer in enumerate(model.model.layers)
+    ]
+    with torch.no_grad():
+        model(ids)
+    for hook in hooks:
+        hook.remove()
+    fitted = fit(model, recipe=cskv(4.0), calibration=ids)
+    tuned, asvd = judged(fitted), judged(of_the_weights(fitted, inputs))
+    assert tuned[1] == asvd[1] and tuned[0] < 0.3 * asvd[0]
+
+
+def test_cskv_the_window_is_worth_its_bytes() -> None:
+    model, ids = english().model, english().calibration[:16]
+    with_window, bare = (fit(model, recipe=cskv(4.0), calibration=ids, window=w) for w in (32, 0))
+    assert judged(with_window)[0] < judged(bare)[0]
 
 
 def test_rekv_reads_what_a_repeated_passage_asks_for() -> None:

@@ -118,7 +118,7 @@ def sure() -> Any:
     """A model that is sure of itself, as those are whose texts can be predicted."""
     model = deepcopy(llama())
     with torch.no_grad():
-        model.lm_head.weight.mul_(4)
+        model.lm_head.weight.mul_(15)
     return model
 
 
@@ -133,7 +133,7 @@ def likely(n: int) -> list[int]:
     return out
 
 
-def test_delta_coding_takes_fewer_bits_at_the_same_distortion_where_the_model_predicts() -> None:
+def test_delta_coding_takes_fewer_bits_at_no_more_distortion_where_the_model_predicts() -> None:
     """And the tokens themselves take fewer still: the first layer says no more than they do."""
     ids = likely(60)
     delta, direct = DeltaCoder(sure(), 0, step=0.25), DeltaCoder(sure(), 0, step=0.25, top=0)
@@ -144,7 +144,7 @@ def test_delta_coding_takes_fewer_bits_at_the_same_distortion_where_the_model_pr
         back = coder.decode(data)
         assert torch.equal(coder.decode(data), back)
         found[name] = len(data), float((x - back).square().sum() / x.square().sum())
-    assert found["delta"][1] == pytest.approx(found["direct"][1], rel=0.25)
+    assert found["delta"][1] < 1.2 * found["direct"][1]
     assert found["delta"][0] < 0.9 * found["direct"][0]
     assert len(TokenCoder(sure(), 0).encode(ids)) < 0.1 * found["delta"][0]
 

@@ -38,7 +38,7 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "glm": ("Glm", {**GROUPED, "head_dim": 16}),
     "smollm3": ("SmolLM3", {**GROUPED, "no_rope_layers": [1, 0]}),
     "olmo2": ("Olmo2", GROUPED),
-    "gpt-oss": ("GptOss", {**GROUPED, **MIX, "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    "gpt-oss": ("GptOss", {**GROUPED, **MIX, "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 2}),
     "nanochat": ("NanoChat", GROUPED),
     "opt": ("OPT", {**SHAPE, "ffn_dim": 96, "word_embed_proj_dim": 64}),
     "jamba": ("Jamba", {**GROUPED, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 4,

@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike
 from ..core.errors import BadConfig, BadInput
 from .table import fill, read_table
 
+_FALL = 1e-6  # bits of log2 D over all options: less is rounding
+
 
 def reverse_water_filling(variances: ArrayLike, bits: float) -> tuple[np.ndarray, np.ndarray]:
     """Split `bits` over independent Gaussian components so that the summed squared error is least.
@@ -64,13 +66,15 @@ def water_filling(rates: ArrayLike, distortions: ArrayLike, budget: float) -> np
     slope = -np.divide((from_mean * log_d).sum(axis=1), spread, out=np.zeros_like(spread), where=spread > 0)
 
     share = low.copy()
-    curved = slope > 0
+    curved = slope * (high - low) > _FALL
     if curved.any():
         s = slope[curved]
         peak = mean_d[curved] + s * mean_rate[curved] + np.log2(s)  # log2 of the marginal gain at rate 0, up to ln 2
         left = budget - low[~curved].sum()
         share[curved] = _level(peak, s, low[curved], high[curved], left)
     choice = np.where(rates <= share[:, None], distortions, np.inf).argmin(axis=1)
+    if np.take_along_axis(rates, choice[:, None], 1).sum() > budget:  # by a rounding of the level
+        choice = rates.argmin(axis=1)
     return fill(rates, distortions, choice, budget)
 
 

@@ -68,10 +68,12 @@ def _bytes() -> Format:
     """q8_0: signed bytes."""
 
     def encode(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scale = x.abs().amax(-1, keepdim=True) / 127
-        return ((x * _inverse(scale)).round() + 128).byte(), scale.half()
+        import torch
 
-    return Format(8, 1, encode, lambda codes, head: (codes.float() - 128) * head.float())
+        scale = x.abs().amax(-1, keepdim=True) / 127
+        return (x * _inverse(scale)).round().to(torch.int8).view(torch.uint8), scale.half()
+
+    return Format(8, 1, encode, lambda codes, head: _signed(codes) * head.float())
 
 
 def _nonlinear() -> Format:
@@ -95,6 +97,12 @@ def _nonlinear() -> Format:
     return Format(4, 1, encode, lambda codes, head: levels()[codes.long()] * head.float())
 
 
+def _signed(codes: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return codes.view(torch.int8).float()
+
+
 def _inverse(x: torch.Tensor) -> torch.Tensor:
     return x.reciprocal().where(x != 0, x)
 
@@ -116,7 +124,7 @@ FORMATS = {
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """(…, 32) codes below 2^bits as (…, 4·bits) bytes: nibbles of the two halves, then fifth bits."""
+    """(…, 32) codes below 2^bits as (…, 4·bits) bytes as ggml lays them: fifth bits, then nibbles of the two halves."""
     if bits == 8:
         return codes
     low = codes & 15
@@ -125,18 +133,18 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
         return nibbles
     place = _places(codes)
     high = ((codes >> 4).reshape(*codes.shape[:-1], 4, 8) << place).sum(-1).to(codes.dtype)
-    return _cat((nibbles, high))
+    return _cat((high, nibbles))
 
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     """The inverse of `pack`."""
     if bits == 8:
         return packed
-    nibbles = packed[..., :16]
+    nibbles = packed[..., -16:]
     low = _cat((nibbles & 15, nibbles >> 4))
     if bits == 4:
         return low
-    high = (packed[..., 16:, None] >> _places(packed)) & 1
+    high = (packed[..., :4, None] >> _places(packed)) & 1
     return low | (high.reshape(low.shape) << 4)
 
 

@@ -93,7 +93,7 @@ def measure(job: Job) -> Occupied:
     config = LlamaConfig(num_hidden_layers=job.layers, max_position_embeddings=2 * job.context, **SHAPE)
     model = _model(config, dtype) if job.steps else None
     (spec,) = parse(job.cache)
-    make = maker(spec, config if model is None else model, context=job.context)
+    make = maker(spec, config if model is None else model)
     with torch.inference_mode():
         small = make()
         fill(small, config, min(job.context, 1024), dtype)

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cli.tables import Table
+from ..cli.tables import Table, size
 from .eval_report import Panel, figure, html_table, interval, size_loss_plot, write_page
 from .rows import machine
 
 if TYPE_CHECKING:
     from ..sources.kv.evaluate import CacheEvaluation
     from ..sources.kv.recall import Recall
+    from .kv_judge import Found
 
 NOTES = """
 <p>Every judged token was fed alone and predicted from what the cache had stored. KL is KL(uncompressed ‖ compressed) in nats a
@@ -55,27 +56,43 @@ def recall_table(found: Recall) -> Table:
     for r in found.rows:
         change = ("", "") if r is found.reference else (interval(r.change, "+.4f"), "yes" if r.within else "NO")
         rows.append((r.name, interval(r.nats, ".3f"), interval(r.exact, ".3f"), *change))
-    title = f"{found.task}: {found.n_items} items, {found.n_tokens} tokens of context"
+    able = f"{found.gain.value:.3f} nats for the context" if found.able else "NOT DONE by this model, says nothing"
+    title = f"{found.task}: {found.n_items} items of {found.n_tokens} tokens, {found.n_scored} scored; {able}"
     return Table(title, ("cache", ">nats/token", ">exact", ">change", "within interval"), rows)
 
 
-def tables(found: CacheEvaluation, recalled: list[Recall]) -> list[Table]:
+def process_table(found: Found) -> Table | None:
+    """Memory and speed by context; None where none was measured."""
+    if not found.used:
+        return None
+    rows = [
+        (name, f"{n:,}", size(o.held), size(o.peak), size(o.said), f"{8 * o.held / o.n_values:.2f}",
+         "" if o.seconds is None else f"{1 / o.seconds:.1f}")
+        for (name, n), o in found.used.items()
+    ]  # fmt: skip
+    columns = ("cache", ">context", ">process holds", ">at most", ">cache says", ">bits/value", ">tokens/s")
+    return Table("Memory of the process and speed, two layers of a 1 B Llama's shape in bfloat16", columns, rows)
+
+
+def tables(found: Found) -> list[Table]:
     """All that there is to say."""
-    return [caches_table(found), positions_table(found), *(recall_table(r) for r in recalled)]
+    every = (caches_table(found.caches), positions_table(found.caches), *map(recall_table, found.recalled),
+             process_table(found))  # fmt: skip
+    return [t for t in every if t is not None]
 
 
-def write_json(path: Path, found: CacheEvaluation, recalled: list[Recall]) -> None:
+def write_json(path: Path, found: Found) -> None:
     """Every number, the settings, and what they were measured on."""
-    said = {**found.as_json(), "recall": [r.as_json() for r in recalled], "machine": machine()}
-    path.write_text(json.dumps(said, indent=1) + "\n")
+    path.write_text(json.dumps({**found.as_json(), "machine": machine()}, indent=1) + "\n")
 
 
-def write_html(path: Path, found: CacheEvaluation, recalled: list[Recall], name: str) -> None:
+def write_html(path: Path, found: Found, name: str) -> None:
     """One file that needs no other: plot and tables."""
+    it = found.caches
     panel = Panel(
         "KL(uncompressed ‖ compressed), nats a token",
-        [(r.name, r.bits, r.text.kl) for r in found.caches],
-        None if found.noise is None else found.noise.text.kl,
+        [(r.name, r.bits, r.text.kl) for r in it.caches],
+        None if it.noise is None else it.noise.text.kl,
     )
     plot = size_loss_plot([panel], "true bits per key or value, mean over the decode steps")
-    write_page(path, f"Caches of {name}", [NOTES, figure(plot), *(html_table(t) for t in tables(found, recalled))])
+    write_page(path, f"Caches of {name}", [NOTES, figure(plot), *map(html_table, tables(found))])

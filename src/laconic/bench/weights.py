@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CodecError
-from ..sources.weights.calibrate import BATCH_TOKENS, WINDOW, WINDOWS
-from ..sources.weights.compress import FISHER_BATCHES
+from ..sources.weights.calibrate import WINDOW, WINDOWS
+from ..sources.weights.compress import FISHER_TOKENS
 from . import gemv, weights_vision
 from .peers import PEERS, environments
 from .peers import run as run_peer
 from .peers.front import Point, kl_at
 from .rows import Measurement, Row
 from .weights_scaling import LARGER, Llama, extrapolated, timed_parts
-from .weights_text import calibration_text, data_folder
+from .weights_text import calibration_text, data_folder, model_folder
 
 RATES = (2.0, 2.5, 3.0, 4.0)
 TARGETS = {2.0: 0.5, 2.5: 0.5, 3.0: 0.5, 4.0: 0.7}  # of the best peer's KL
@@ -32,14 +32,6 @@ BESIDE = {
     "llm-compressor": ("gptq 3 bits g32 emb int4g32",),
     "hqq": ("4 bits g16 emb int4g64",),
 }  # fmt: skip
-
-
-def model_folder() -> Path:
-    """english-llama-7m, where the evaluation data is, or the bundled copy."""
-    beside = data_folder().parent / "models" / "english-llama-7m"
-    if beside.is_dir():
-        return beside
-    return Path(__file__).parent.parent / "samples" / "english-llama-7m"
 
 
 def beside_peers() -> Iterator[Row]:
@@ -128,7 +120,7 @@ def _larger(recipe: str, runs: Sequence[tuple[Llama, dict[str, Any]]]) -> Iterat
     """What the times of two models say of larger ones, on this machine with the same calibration text."""
     parts, (_, said) = timed_parts(), runs[-1]
     factors = said["factors"] / len(said["rows"])
-    n_tokens = WINDOWS * WINDOW + FISHER_BATCHES * BATCH_TOKENS
+    n_tokens = WINDOWS * WINDOW + FISHER_TOKENS
     for name, larger in LARGER.items():
         models = (*(m for m, _ in runs), larger)
         dense = {m: parts.of(m, n_tokens, factors) for m in models}

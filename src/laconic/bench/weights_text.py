@@ -46,6 +46,14 @@ def data_folder() -> Path:
     return folder
 
 
+def model_folder() -> Path:
+    """english-llama-7m, where the evaluation data is, or the bundled copy."""
+    beside = data_folder().parent / "models" / "english-llama-7m"
+    if beside.is_dir():
+        return beside
+    return Path(__file__).parent.parent / "samples" / "english-llama-7m"
+
+
 def read_source(folder: Path, source: TextSource) -> str:
     """The text of a source without its held-out end; line ends as they are in the file."""
     path = folder / source.path

@@ -1,4 +1,4 @@
-"""`laconic eval`: compressed language models beside their original."""
+"""`laconic eval`: compressed language models, or compressed caches of one, beside their original."""
 
 from __future__ import annotations
 
@@ -14,13 +14,34 @@ def evaluate(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="OUT...", help="Model folders, .lac archives of one, or .gguf files (with accelerate installed)."
+            metavar="OUT...",
+            help="Model folders, .lac archives of one, or .gguf files (with accelerate installed); with --kv one folder.",
         ),
     ],
-    reference: Annotated[str, typer.Option("--reference", help="The uncompressed model's folder.")],
     text: Annotated[
         list[Path], typer.Option("--text", help="A UTF-8 text, or a folder of .txt; may be given several times.")
     ],
+    reference: Annotated[str | None, typer.Option("--reference", help="The uncompressed model's folder.")] = None,
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            "--kv",
+            metavar="ID:BITS,…",
+            help="Caches to judge token by token: recipes at bits a value, none, fp8, q4_0 and its like, quanto:4, hqq:4.",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        list[Path] | None, typer.Option("--calibrate", help="--kv: text that recipes are fitted to; may be repeated.")
+    ] = None,
+    prefill: Annotated[
+        int | None, typer.Option("--prefill", help="--kv: tokens of a window in one pass; three quarters otherwise.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", help="--kv: windows that are decoded together.")] = 8,
+    recall: Annotated[int, typer.Option("--recall", help="--kv: items of each long-context task, 0 for none.")] = 20,
+    contexts: Annotated[
+        str | None,
+        typer.Option("--contexts", metavar="N,…", help="--kv: also measure speed and memory at these lengths."),
+    ] = None,
     pairs: Annotated[Path | None, typer.Option("--pairs", help="Minimal pairs: BLiMP's zip or .jsonl files.")] = None,
     choices: Annotated[
         Path | None, typer.Option("--choices", help="Questions with a bias axis: BBQ's .jsonl files.")
@@ -37,21 +58,34 @@ def evaluate(
     html: Annotated[Path | None, typer.Option("--html", help="Write a report with a plot to this file.")] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
 ) -> None:
-    """Judge compressed language models against their original: size, KL, bits per byte, flips, bias."""
-    from ..bench.eval_report import tables, write_html, write_json
-    from ..sources.weights.judge import Settings
-    from ..sources.weights.judge import evaluate as run
-    from ..sources.weights.reading import text_files
-    from .main import _progress
-    from .tables import print_table
+    """Judge compressed language models against their original: size, KL, bits per byte, flips, bias.
 
+    With --kv, judge compressed caches of one model while it decodes.
+    """
     for path in (json_, html):  # now, not after the work
         if path is not None and path.is_dir():
             raise BadConfig(f"{path} is a folder; name a file to write")
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-    settings = Settings(window, windows, pairs_per_paradigm, items, noise, device)
+    from ..sources.weights.reading import text_files
+
     files = [file for path in text for file in text_files(path)]
+    if kv is not None:
+        from .evaluate_kv import evaluate_caches
+
+        if reference is not None or len(models) != 1:
+            raise BadConfig(f"--kv judges caches of one model, which is its own reference; {len(models)} were named")
+        asked = {"window": window, "prefill": prefill, "windows": windows, "batch": batch, "noise": noise}
+        return evaluate_caches(models[0], kv, files, calibrate or [], asked, recall, contexts, json_, html, quiet)
+    if reference is None:
+        raise BadConfig("--reference is missing: the folder of the uncompressed model")
+    from ..bench.eval_report import tables, write_html, write_json
+    from ..sources.weights.judge import Settings
+    from ..sources.weights.judge import evaluate as run
+    from .main import _progress
+    from .tables import print_table
+
+    settings = Settings(window, windows, pairs_per_paradigm, items, noise, device)
     with _progress(quiet) as tick:
         found = run(reference, models, files, pairs=pairs, choices=choices, settings=settings, progress=tick)
     if json_ is not None:

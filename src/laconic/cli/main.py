@@ -212,6 +212,18 @@ def bench_weights(
     run_suite(SUITE, json_, only)
 
 
+@bench_app.command("kv")
+def bench_kv(
+    json_: Json = None,
+    only: Annotated[str | None, typer.Option("--only", help="Measurements whose name contains this.")] = None,
+) -> None:
+    """Caches beside the best peers (`make peers` builds theirs): loss while decoding, long context, memory."""
+    from ..bench.kv import SUITE
+    from ..bench.rows import run_suite
+
+    run_suite(SUITE, json_, only)
+
+
 def _show_plan(plan: Any) -> None:
     from .tables import plan_table, print_table
 

@@ -34,7 +34,17 @@ from typing import NamedTuple
 import numpy as np
 
 from laconic.core.errors import BadConfig, BadInput
-from laconic.kernels.attend_loops import FINE, LANES, PLANES, RUN, Reading, Turning, attend_runs, merge_runs
+from laconic.kernels.attend_loops import (
+    FINE,
+    LANES,
+    PLANES,
+    RUN,
+    Reading,
+    Turning,
+    attend_runs,
+    fold_queries,
+    merge_runs,
+)
 from laconic.kernels.coordinates import BLOCK, unpack
 from laconic.kernels.sharing import divide
 
@@ -198,7 +208,7 @@ class Rope(NamedTuple):
     inv_freq: float32 (p,): channels i and i + p turn by position · inv_freq[i], or 2 i and 2 i + 1 where interleaved; channels
     from 2 p on stay. factor: what cosines and sines are multiplied by. `first` may be replaced; the rest is arranged for the
     kernels, channels in fours of which (0, 2) and (1, 3) are pairs: channels: int64 (n_fours, 4), −1 for none; step: float64
-    (p, 2), the turn of 64 positions; turn: float32 (pairs, 2, 64), cosine and sine within a block, times the factor; matrix:
+    (2, p), the turn of 64 positions; turn: float32 (pairs, 2, 64), cosine and sine within a block, times the factor; matrix:
     int32 (n_heads, n_fours, n_pairs, 4), the basis of two coordinates in 16 bits each, for the pairs `chosen`, int32
     (n_heads, n_fours, n_pairs), of which there are `counts`, int64 (n_heads, n_fours): others have no part in those channels;
     unit: float32 (n_heads,), what their products are multiplied by.
@@ -235,7 +245,7 @@ class Rope(NamedTuple):
         channels = _fours(d, p, interleaved)
         means = np.ascontiguousarray(np.where(channels < 0, np.float32(0), decoder.mean[:, channels]))
         step = BLOCK * inv_freq.astype(np.float64)
-        step, turn = np.stack([np.cos(step), np.sin(step)], 1), _turn(inv_freq.tobytes(), factor)
+        step, turn = np.stack([np.cos(step), np.sin(step)]), _turn(inv_freq.tobytes(), factor)
         return cls(inv_freq, interleaved, first, factor, channels, step, turn, *_chosen(decoder, channels, means))
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
@@ -270,24 +280,19 @@ def _chosen(decoder: Decoder, channels: np.ndarray, means: np.ndarray) -> tuple[
     n_heads, n_slots, _ = decoder.basis.shape
     basis = np.where(channels < 0, np.float32(0), decoder.basis[:, :, channels])  # (n_heads, n_slots, n_fours, 4)
     whole, unit = _fitted(np.moveaxis(basis, 1, 3))
-    matrix = _two(whole)  # (n_heads, n_fours, 4, n_pairs)
+    matrix = _two(whole).reshape(n_heads, *channels.shape, n_slots // 2)
     used = (matrix != 0).any(2)
     chosen = np.argsort(~used, axis=2, kind="stable")
     matrix = np.ascontiguousarray(np.take_along_axis(matrix, chosen[:, :, None], 3).swapaxes(2, 3))
-    return chosen.astype(np.int32), used.sum(2), matrix, means, np.ascontiguousarray(unit)
+    return chosen.astype(np.int32), used.sum(2), matrix, means, unit
 
 
-def _fitted(x: np.ndarray, shared: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers as int16 whose sums of products with levels along the last axis fit 32 bits, and what they are multiples of.
-
-    One unit for all but the first `shared` axes. What is not finite has a unit that is not.
-    """
-    axes = tuple(range(shared, x.ndim - 1))
-    x = x.astype(np.float64)
-    size = np.abs(x).sum(-1).max(axes, initial=0) / (2.0**31 / FINE - x.shape[-1] - 1)
-    unit = np.maximum(np.maximum(size, np.abs(x).max((*axes, x.ndim - 1), initial=0) / _SHORT), 1e-300)
-    by = np.where(np.isfinite(unit), 1 / unit, 0).reshape(*unit.shape, *[1] * (x.ndim - shared))
-    return np.rint(np.where(by > 0, x, 0) * by).astype(np.int16), unit.astype(np.float32)
+def _fitted(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x (n_heads, …) as int16 whose sums of products with levels along the last axis fit 32 bits, and a head's unit."""
+    x = x.astype(np.float64).reshape(len(x), -1, x.shape[-1])
+    size = np.abs(x).sum(-1).max(1, initial=0) / (2.0**31 / FINE - x.shape[-1] - 1)
+    unit = np.maximum(np.maximum(size, np.abs(x).max((1, 2), initial=0) / _SHORT), 1e-30)
+    return np.rint(x / unit[:, None, None]).astype(np.int16), unit.astype(np.float32)
 
 
 def _two(whole: np.ndarray) -> np.ndarray:
@@ -324,14 +329,14 @@ def _checked(q: np.ndarray, keys: Coded, values: Coded, n_tokens: int, mask: np.
 
 def _folded(q: np.ndarray, decoder: Decoder, n_tiles: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Queries in coordinates, as integers, and units and constants: the q and side of `attend_runs`."""
-    n_heads, n_queries, _ = q.shape
-    whole, unit = _fitted(np.matmul(q, decoder.basis.swapaxes(1, 2)), 2)
-    two = np.zeros((n_heads, n_tiles * width, decoder.basis.shape[1] // 2), np.int32)
-    side = np.zeros((n_heads, n_tiles * width, 2), np.float32)
-    two[:, :n_queries], side[:, :n_queries, 0] = _two(whole), unit
-    side[:, :n_queries, 1] = np.matmul(q, decoder.mean[:, :, None])[:, :, 0]
-    tiled = (np.ascontiguousarray(a.reshape(n_heads, n_tiles, width, -1).swapaxes(2, 3)) for a in (two, side))
-    return next(tiled), next(tiled)
+    n_heads, n_slots, _ = decoder.basis.shape
+    two, side = (
+        np.zeros((n_heads, n_tiles, n_slots // 2, width), np.int32),
+        np.zeros((n_heads, n_tiles, 2, width), np.float32),
+    )
+    constant = np.matmul(q, decoder.mean[:, :, None])[:, :, 0]
+    fold_queries(np.matmul(q, decoder.basis.swapaxes(1, 2)), constant, two, side)
+    return two, side
 
 
 def attend(
@@ -357,7 +362,7 @@ def attend(
         turning = None
     else:
         query, side = np.ascontiguousarray(q), np.empty((n_heads, n_tiles, 2, width), np.float32)
-        turning = Turning(rope.first, rope.inv_freq, *rope[5:6], *rope[4:5], *rope[6:])
+        turning = Turning(*(getattr(rope, name) for name in Turning._fields))
     rows = values.decoder.basis.shape[1]
     acc = np.zeros((n_heads, n_runs, n_tiles * rows * width), np.float32)
     m, mass = np.empty((2, n_heads, n_runs, n_queries), np.float32)

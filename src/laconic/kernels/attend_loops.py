@@ -17,15 +17,15 @@ from laconic.kernels.packed import widths
 from laconic.kernels.sharing import take
 from laconic.kernels.vectors import F32, I8, I32, I64, Arrays, all_lanes, call, has, order
 
-__all__ = ["FINE", "LANES", "PLANES", "RUN", "Reading", "Turning", "attend_runs", "merge_runs"]
+__all__ = ["FINE", "LANES", "PLANES", "RUN", "Reading", "Turning", "attend_runs", "fold_queries", "merge_runs"]
 
 RUN = 16  # blocks whose scores are kept together: the unit of work, and of merging
 _TOKENS = 64 * RUN
 _GROUP = 4  # blocks of values that are unpacked at a time, _PART pairs of coordinates of them
 _PART = 16
-_SPAN = 64 * _GROUP
+_BLOCK_LEVELS = 2 * _PART * 64
 FINE = 8191  # what levels are scaled to: 64 tokens' of that times 15-bit weights fill 32 bits
-_WEIGHT = 32767
+_SHORT = 32767
 LANES = 16 if has("avx512bw") else 8
 PLANES = has("avx2") and LANES == 8  # tables are looked up byte by byte
 
@@ -49,7 +49,7 @@ class Reading(NamedTuple):
 
 
 class Turning(NamedTuple):
-    """How keys turn: `Rope`, arrays only. step: float64 (p, 2), cosine and sine of a block's turn."""
+    """How keys turn: `Rope`, arrays only. step: float64 (2, p), cosines and sines of a block's turn."""
 
     first: int
     inv_freq: np.ndarray
@@ -215,13 +215,13 @@ def _looked_up(builder, arrays, at, codes, bits):
 
 
 @intrinsic
-def _unpack(typingctx, codes, tables, at, table_at, ends, head, first, last, out, out_at, stride, joined):
+def _unpack(typingctx, codes, tables, at, table_at, ends, head, first, last, out, out_at, joined):
     """Levels of 64 tokens, pairs first … last − 1 of a head, to `out`, int16.
 
-    joined: the pair's levels next to each other, 128 for each pair; else coordinate i of those at out_at + i · stride, tokens in
-    the order of _SHORT_ORDER. codes: a block. at, table_at, ends: as in `Decoder`. joined: length of a tuple.
+    joined: a pair's levels of each token next to each other, 128 for each pair; else 64 for each coordinate, tokens in the order
+    of _SHORT_ORDER. codes: a block. at, table_at, ends: as in `Decoder`. joined: length of a tuple.
     """
-    signature = types.void(codes, tables, at, table_at, ends, head, first, last, out, out_at, stride, joined)
+    signature = types.void(codes, tables, at, table_at, ends, head, first, last, out, out_at, joined)
 
     def codegen(context, builder, sig, args):
         arrays = Arrays(context, builder, sig, args)
@@ -242,20 +242,16 @@ def _unpack(typingctx, codes, tables, at, table_at, ends, head, first, last, out
                     halves = _codes(builder, arrays, arrays.load(2, where, I64), bits)
                     table = arrays.load(3, where, I64)
                     levels.append([v for codes in halves for v in _looked_up(builder, arrays, table, codes, bits)])
-                place = builder.sub(pair, args[6])
+                place = builder.add(args[9], builder.mul(builder.sub(pair, args[6]), I64(128)))
                 if joined.count:
-                    place = builder.add(args[9], builder.mul(place, I64(128)))
                     for i, (a, b) in enumerate(zip(*levels, strict=True)):
                         for high in (0, 1):
                             at = builder.add(place, I64((2 * i + high) * 2 * LANES))
                             builder.store(_interleaved(builder, a, b, high), arrays.place(8, at, SHORTS), align=2)
                     continue
-                for e in (0, 1):
-                    start = builder.add(builder.mul(place, I64(2)), I64(e))
-                    start = builder.add(args[9], builder.mul(start, args[10]))
-                    for i, v in enumerate(levels[e]):
-                        at = builder.add(start, I64(i * 2 * LANES))
-                        builder.store(v, arrays.place(8, at, SHORTS), align=2)
+                for i, v in enumerate(levels[0] + levels[1]):
+                    at = builder.add(place, I64(i * 2 * LANES))
+                    builder.store(v, arrays.place(8, at, SHORTS), align=2)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -302,17 +298,18 @@ def _score(typingctx, words, n, q, q_at, side, side_at, factor, factor_at, score
 
 @intrinsic
 def _turned(
-    typingctx, words, chosen, n, s, s_at, mean, mean_at, factor, factor_at, unit, turn, turn_at, q, q_at, n_queries,
+    typingctx, words, chosen, n, s, s_at, mean, mean_at, factor, factor_at, unit, turn, turn_at, q, q_at, q_half, n_queries,
     scores, scores_at, stride, rotated,
 ):  # fmt: skip
     """Scores of 4 channels of 64 keys, which are formed on the way.
 
     k[c, t] = mean[c] + unit · factor[t] · Σ_i words[chosen[i], t] · s[i, c], i < n; rotated: channels (0, 2) by turn[0, :, t],
     and (1, 3) by turn[1, :, t]; scores[g, t] += Σ_c q[g, c] · k[c, t]. words: int16, 128 a pair; s: (…, 4) int32, two int16
-    each, and chosen: from s_at · 4 and s_at; q: rows of 4. rotated: length of a tuple.
+    each, and chosen: from s_at · 4 and s_at; q: channels 0, 1 and 2, 3 of query g from q_at + (2 g) · q_half and
+    q_at + (2 g + 1) · q_half on. rotated: length of a tuple.
     """
     signature = types.void(
-        words, chosen, n, s, s_at, mean, mean_at, factor, factor_at, unit, turn, turn_at, q, q_at, n_queries,
+        words, chosen, n, s, s_at, mean, mean_at, factor, factor_at, unit, turn, turn_at, q, q_at, q_half, n_queries,
         scores, scores_at, stride, rotated,
     )  # fmt: skip
 
@@ -345,12 +342,13 @@ def _turned(
                         cos, sin = (arrays.load(10, builder.add(at, I64(o)), FLOATS) for o in (0, 64))
                         x = _fma(builder, k[a], cos, builder.fneg(builder.fmul(k[b], sin)))
                         k[a], k[b] = x, _fma(builder, k[b], cos, builder.fmul(k[a], sin))
-                with cgutils.for_range(builder, args[14], intp=I64) as g:
-                    row = builder.add(args[16], builder.mul(g.index, args[17]))
-                    place = arrays.place(15, builder.add(row, I64(t)), FLOATS)
+                with cgutils.for_range(builder, args[15], intp=I64) as g:
+                    row = builder.add(args[17], builder.mul(g.index, args[18]))
+                    place = arrays.place(16, builder.add(row, I64(t)), FLOATS)
                     total = builder.load(place, align=4)
                     for c in range(4):
-                        at = builder.add(args[13], builder.add(builder.mul(g.index, I64(4)), I64(c)))
+                        half = builder.mul(builder.add(builder.mul(g.index, I64(2)), I64(c // 2)), args[14])
+                        at = builder.add(args[13], builder.add(half, I64(c % 2)))
                         total = _fma(builder, k[c], _splat(builder, arrays.load(12, at, F32)), total)
                     builder.store(total, place, align=4)
         return context.get_dummy_value()
@@ -451,7 +449,7 @@ def _weigh(typingctx, scores, at, n, m, factor, weights, units, units_at):
             most = _across(builder, most, _greater(builder))
             check = _across(builder, check, builder.fadd)  # not finite where any weight is not
             some = builder.fcmp_ordered(">", most, F32(1e-30))  # beside the greatest weight of a run, which is 1
-            unit = builder.fdiv(most, F32(_WEIGHT))
+            unit = builder.fdiv(most, F32(_SHORT))
             by = _splat(builder, builder.select(some, builder.fdiv(F32(1), unit), F32(0)))
             unit = builder.fadd(unit, builder.fsub(check, check))
             builder.store(unit, arrays.place(6, builder.add(args[7], b.index), F32), align=4)
@@ -482,7 +480,8 @@ def _lane_sums(builder, vectors):
 def _mix(typingctx, levels, at, n, weights, weights_at, units, units_at, acc, acc_at, queries):
     """acc[i, g] += Σ_b units[g, b] · Σ_t weights[g, b, t] · levels[i, b, t], n blocks, for 8 pairs (i, g), g < len(queries).
 
-    levels, weights: int16, rows _SPAN and _TOKENS apart; units: float32, rows RUN apart; acc: 8 float32 from acc_at on.
+    levels: int16, rows of 64, blocks _BLOCK_LEVELS apart; weights: int16, rows _TOKENS apart; units: float32, rows RUN apart;
+    acc: 8 float32 from acc_at on.
     """
     signature = types.void(levels, at, n, weights, weights_at, units, units_at, acc, acc_at, queries)
     n_queries = queries.count
@@ -496,12 +495,13 @@ def _mix(typingctx, levels, at, n, weights, weights_at, units, units_at, acc, ac
             sums = [ir.Constant(WORDS, None)] * 8
             for t in range(0, 64, 2 * LANES):
                 here = builder.add(start, I64(t))
+                row = builder.add(args[1], builder.add(builder.mul(b.index, I64(_BLOCK_LEVELS)), I64(t)))
                 weight = [
                     arrays.load(3, builder.add(builder.add(args[4], here), I64(g * _TOKENS)), WORDS)
                     for g in range(n_queries)
                 ]
                 for c in range(8 // n_queries):
-                    level = arrays.load(0, builder.add(builder.add(args[1], here), I64(c * _SPAN)), WORDS)
+                    level = arrays.load(0, builder.add(row, I64(c * 64)), WORDS)
                     for g in range(n_queries):
                         k = c * n_queries + g
                         sums[k] = _dot2(builder, sums[k], level, weight[g])
@@ -550,7 +550,7 @@ def _folded_scores(keys, q, side, h, first, n_blocks, factor, words, scores, que
     n, n_tiles, n_pairs = keys.ends[h, 8], q.shape[1], q.shape[2]
     for b in range(n_blocks):
         codes = _block(keys, h, first + b)
-        _unpack(codes, keys.tables, keys.at, keys.table_at, keys.ends, h, 0, n, words, 0, 0, (0,))
+        _unpack(codes, keys.tables, keys.at, keys.table_at, keys.ends, h, 0, n, words, 0, (0,))
         for tile in range(n_tiles):
             row = h * n_tiles + tile
             _score(words, n, q, row * n_pairs * len(queries), side, row * 2 * len(queries), factor, b * 64,
@@ -558,39 +558,50 @@ def _folded_scores(keys, q, side, h, first, n_blocks, factor, words, scores, que
 
 
 @njit(cache=True, nogil=True)
-def _turned_scores(keys, turning, q, h, first, n_blocks, factor, words, base, turned, scores):
-    """Scores q · R k of a run. q: (n_heads, n_queries, d); turned: (n_fours, n_queries, 4), q as seen from a block's first."""
+def _turn_queries(base, step, q, turned):
+    """Queries as seen from a block's first position, R(position)ᵀ q; `base` moves on to the next block.
+
+    base: float64 (2, p), cosines and sines; step: float64 (2, p), a block's; q, turned: float32 (n_queries, 2, ≥ p).
+    """
+    for g in range(q.shape[0]):
+        for i in range(base.shape[1]):
+            c, s = np.float32(base[0, i]), np.float32(base[1, i])
+            turned[g, 0, i] = q[g, 0, i] * c + q[g, 1, i] * s
+            turned[g, 1, i] = q[g, 1, i] * c - q[g, 0, i] * s
+    for i in range(base.shape[1]):
+        c, s = base[0, i], base[1, i]
+        base[0, i] = c * step[0, i] - s * step[1, i]
+        base[1, i] = s * step[0, i] + c * step[1, i]
+
+
+@njit(cache=True, nogil=True)
+def _turned_scores(keys, turning, q, h, first, n_blocks, factor, words, base, room, scores):
+    """Scores q · R k of a run. q: (n_heads, n_queries, d); room: (2, n_queries, 2, 2 · n_fours), first and second channels."""
     n_queries, p, n_fours = q.shape[1], turning.inv_freq.shape[0], turning.channels.shape[0]
+    plain, turned = room[0], room[1]
+    for f in range(n_fours):
+        for c in range(4):
+            channel = turning.channels[f, c]
+            for g in range(n_queries):
+                plain[g, c >> 1, 2 * f + (c & 1)] = q[h, g, channel] if channel >= 0 else 0
+    turned[:] = plain
     for i in range(p):
         angle = np.float64(turning.first + first * 64) * np.float64(turning.inv_freq[i])
-        base[i, 0], base[i, 1] = np.cos(angle), np.sin(angle)
-    for f in range(n_fours):
-        for g in range(n_queries):
-            for c in range(4):
-                channel = turning.channels[f, c]
-                turned[f, g, c] = q[h, g, channel] if channel >= 0 else 0
+        base[0, i], base[1, i] = np.cos(angle), np.sin(angle)
     for b in range(n_blocks):
-        for i in range(p):
-            f, e = i >> 1, i & 1
-            c, s = base[i, 0], base[i, 1]
-            cos, sin = np.float32(c), np.float32(s)
-            for g in range(n_queries):
-                x, y = q[h, g, turning.channels[f, e]], q[h, g, turning.channels[f, 2 + e]]
-                turned[f, g, e], turned[f, g, 2 + e] = x * cos + y * sin, y * cos - x * sin
-            base[i, 0] = c * turning.step[i, 0] - s * turning.step[i, 1]
-            base[i, 1] = s * turning.step[i, 0] + c * turning.step[i, 1]
+        _turn_queries(base, turning.step, plain, turned)
         codes = _block(keys, h, first + b)
-        _unpack(codes, keys.tables, keys.at, keys.table_at, keys.ends, h, 0, keys.ends[h, 8], words, 0, 0, (0,))
+        _unpack(codes, keys.tables, keys.at, keys.table_at, keys.ends, h, 0, keys.ends[h, 8], words, 0, (0,))
         for f in range(n_fours):
             row = h * n_fours + f
             place = row * turning.chosen.shape[2]
             if 2 * f < p:
                 _turned(words, turning.chosen, turning.counts[h, f], turning.matrix, place, turning.means, row * 4,
-                        factor, b * 64, turning.unit[h], turning.turn, f * 256, turned, f * n_queries * 4, n_queries,
+                        factor, b * 64, turning.unit[h], turning.turn, f * 256, turned, 2 * f, 2 * n_fours, n_queries,
                         scores, b * 64, _TOKENS, (0,))  # fmt: skip
             else:
                 _turned(words, turning.chosen, turning.counts[h, f], turning.matrix, place, turning.means, row * 4,
-                        factor, b * 64, turning.unit[h], turning.turn, 0, turned, f * n_queries * 4, n_queries,
+                        factor, b * 64, turning.unit[h], turning.turn, 0, turned, 2 * f, 2 * n_fours, n_queries,
                         scores, b * 64, _TOKENS, ())  # fmt: skip
 
 
@@ -622,10 +633,10 @@ def _mixed(values, h, first, n_blocks, levels, weights, units, acc, queries):
             for b in range(here):
                 codes = _block(values, h, first + group + b)
                 _unpack(codes, values.tables, values.at, values.table_at, values.ends, h, pair, last,
-                        levels, b * 64, _SPAN, ())  # fmt: skip
+                        levels, b * _BLOCK_LEVELS, ())  # fmt: skip
             for tile in range(n_tiles):
                 for c in range(0, 2 * (last - pair), per):
-                    _mix(levels, c * _SPAN, here, weights, tile * len(queries) * _TOKENS + group * 64,
+                    _mix(levels, c * 64, here, weights, tile * len(queries) * _TOKENS + group * 64,
                          units, tile * len(queries) * RUN + group, acc,
                          (tile * rows + 2 * pair + c) * len(queries), queries)  # fmt: skip
 
@@ -642,10 +653,10 @@ def attend_runs(counter, keys, values, q, side, turning, n_tokens, mask, acc, m,
     n_rows = side.shape[1] * len(queries)
     scores, weights = np.zeros((n_rows, _TOKENS), np.float32), np.zeros((n_rows, _TOKENS), np.int16)
     units, factor = np.zeros((n_rows, RUN), np.float32), np.empty(_TOKENS, np.float32)
-    words, levels = np.zeros(128 * keys.at.shape[1], np.int16), np.zeros(2 * _PART * _SPAN, np.int16)
+    words, levels = np.zeros(128 * keys.at.shape[1], np.int16), np.zeros(_GROUP * _BLOCK_LEVELS, np.int16)
     if turning is not None:
-        base = np.empty((turning.inv_freq.shape[0], 2), np.float64)
-        turned = np.empty((turning.channels.shape[0], n_queries, 4), np.float32)
+        base = np.empty((2, turning.inv_freq.shape[0]), np.float64)
+        room = np.empty((2, n_queries, 2, 2 * turning.channels.shape[0]), np.float32)
     while True:
         item = take(counter, 1)
         if item >= n_heads * n_runs:
@@ -656,12 +667,38 @@ def attend_runs(counter, keys, values, q, side, turning, n_tokens, mask, acc, m,
         _factors(keys, h, first, n_blocks, factor)
         if turning is not None:
             scores[:] = 0
-            _turned_scores(keys, turning, q, h, first, n_blocks, factor, words, base, turned, scores)
+            _turned_scores(keys, turning, q, h, first, n_blocks, factor, words, base, room, scores)
         else:
             _folded_scores(keys, q, side, h, first, n_blocks, factor, words, scores, queries)
         _factors(values, h, first, n_blocks, factor)
         _weights(scores, n_blocks, mask, first, n_tokens, factor, weights, units, m[h, run], mass[h, run])
         _mixed(values, h, first, n_blocks, levels, weights, units, acc[h, run], queries)
+
+
+@njit(cache=True, nogil=True)
+def fold_queries(x, constant, q, side):
+    """Queries in coordinates as integers: the q (zeros before) and side of `attend_runs`.
+
+    x: float32 (n_heads, n_queries, 2 · n_pairs), what levels are multiplied by; constant: float32 (n_heads, n_queries). A
+    query's unit is the least with which its integers fit 16 bits, and their sum of products with levels 32; it is not finite
+    where the query is not.
+    """
+    n_heads, n_queries, n = x.shape
+    width = q.shape[3]
+    for h in range(n_heads):
+        for g in range(n_queries):
+            tile, lane = g // width, g % width
+            most, sum_ = 0.0, 0.0
+            for i in range(n):
+                size = np.float64(abs(x[h, g, i]))
+                most = size if size > most else most
+                sum_ += size
+            unit = max(most / _SHORT, sum_ / ((1 << 31) / FINE - n - 1))
+            side[h, tile, 0, lane], side[h, tile, 1, lane] = unit + (sum_ - sum_), constant[h, g]
+            by = 1 / unit if 1e-30 < unit < np.inf else 0.0
+            for i in range(0, n if sum_ < np.inf else 0, 2):
+                low, high = np.int64(np.rint(x[h, g, i] * by)), np.int64(np.rint(x[h, g, i + 1] * by))
+                q[h, tile, i >> 1, lane] = (low & 0xFFFF) | (high << 16)
 
 
 @njit(cache=True, nogil=True)

@@ -18,11 +18,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 from laconic.core.errors import BadConfig, BadInput, CorruptStream
 from laconic.kernels.packed import widths
-from laconic.kernels.scalar import bisect
+from laconic.kernels.vectors import FLOATS, I8, I64, Arrays, call, order, splat
 
 __all__ = [
     "BLOCK", "Thresholds", "block_bytes", "pack", "pack_heads", "pack_heads_plain", "pack_plain", "quantize_coordinates",
@@ -36,6 +38,28 @@ _SEVEN, _LAST = np.uint64(7), np.uint64(56)
 
 
 # --- Layout -----------------------------------------------------------------------------------------------------------
+
+
+_ROW = ir.VectorType(I8, 16)
+_PERFECT = [order(*[i for k in range(8) for i in (first + k, 16 + first + k)]) for first in (0, 8)]
+
+
+@intrinsic
+def _turn(typingctx, src, at, stride, dst, dst_at, dst_stride):
+    """dst[j, i] = src[i, j] for 16 × 16 bytes, rows `stride` apart: four perfect shuffles of 256 bytes transpose them."""
+    signature = types.void(src, at, stride, dst, dst_at, dst_stride)
+
+    def codegen(context, builder, sig, args):
+        arrays = Arrays(context, builder, sig, args)
+        rows = [arrays.load(0, builder.add(args[1], builder.mul(args[2], I64(i))), _ROW) for i in range(16)]
+        for _ in range(4):
+            rows = [builder.shuffle_vector(rows[i], rows[8 + i], half) for i in range(8) for half in _PERFECT]
+        for i, row in enumerate(rows):
+            place = builder.add(args[4], builder.mul(args[5], I64(i)))
+            builder.store(row, arrays.place(3, place, _ROW), align=1)
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 @njit(cache=True, nogil=True)
@@ -87,46 +111,60 @@ def _unpack_plane(codes, at, low, width, column):
 def _pack(index, bits, out):
     """index: (n_heads, n, r). Returns whether every code fits into its bits."""
     n_heads, n, r = index.shape
-    column = np.empty(8, np.uint64).view(np.uint8)
+    columns = np.empty((16, 64), np.uint8)
     beyond, at = 0, 0
     for h in range(n_heads):
         for first in range(0, n, 64):
             here = min(64, n - first)
-            column[here:] = 0
-            for j in range(r):
-                b, seen = bits[h, j], 0
-                for t in range(here):
-                    column[t] = index[h, first + t, j]
-                for t in range(here):
-                    seen |= column[t]
-                beyond |= seen >> b
-                low = 0
-                for width in (8, 4, 2, 1):
-                    if b & width:
-                        _pack_plane(column, low, width, out, at)
-                        at += 8 * width
-                        low += width
+            for j in range(0, r, 16):
+                wide = min(16, r - j)
+                if here == 64 and wide == 16:
+                    for t in range(0, 64, 16):
+                        _turn(index, ((h * n + first + t) * r) + j, r, columns, t, 64)
+                else:
+                    columns[:] = 0
+                    for t in range(here):
+                        for c in range(wide):
+                            columns[c, t] = index[h, first + t, j + c]
+                for c in range(wide):
+                    b, column, seen = bits[h, j + c], columns[c], 0
+                    for t in range(64):
+                        seen |= column[t]
+                    beyond |= seen >> b
+                    low = 0
+                    for width in (8, 4, 2, 1):
+                        if b & width:
+                            _pack_plane(column, low, width, out, at)
+                            at += 8 * width
+                            low += width
     return beyond == 0
 
 
 @njit(cache=True, nogil=True)
 def _unpack(codes, bits, out):
     n_heads, n, r = out.shape
-    column = np.empty(8, np.uint64).view(np.uint8)
+    columns = np.empty((16, 64), np.uint8)
     at = 0
     for h in range(n_heads):
         for first in range(0, n, 64):
             here = min(64, n - first)
-            for j in range(r):
-                column[:] = 0
-                low = 0
-                for width in (8, 4, 2, 1):
-                    if bits[h, j] & width:
-                        _unpack_plane(codes, at, low, width, column)
-                        at += 8 * width
-                        low += width
-                for t in range(here):
-                    out[h, first + t, j] = column[t]
+            for j in range(0, r, 16):
+                wide = min(16, r - j)
+                columns[:] = 0
+                for c in range(wide):
+                    low = 0
+                    for width in (8, 4, 2, 1):
+                        if bits[h, j + c] & width:
+                            _unpack_plane(codes, at, low, width, columns[c])
+                            at += 8 * width
+                            low += width
+                if here == 64 and wide == 16:
+                    for t in range(0, 64, 16):
+                        _turn(columns, t, 64, out, ((h * n + first + t) * r) + j, r)
+                else:
+                    for t in range(here):
+                        for c in range(wide):
+                            out[h, first + t, j + c] = columns[c, t]
 
 
 def _checked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -184,20 +222,20 @@ def unpack(codes: np.ndarray, bits: np.ndarray, n_tokens: int) -> np.ndarray:
 
 # --- Quantization -----------------------------------------------------------------------------------------------------
 
-_COUNTED = 31  # up to that many thresholds are counted, many coordinates at a time; more are searched by bisection
+_COUNTED = 31  # up to that many thresholds are counted, many coordinates at a time; more are searched, 16 and 16
 
 
 class Thresholds(NamedTuple):
     """Thresholds of every coordinate, sorted.
 
     counted: (most, r) float32, threshold k of coordinate j in row k, +∞ where there are fewer. searched: the coordinates with
-    more than 31, whose thresholds are flat[start[i] : start[i + 1]].
+    more than 31; theirs are in `fine` (n_searched, 256), +∞ behind, and every sixteenth of them, 15, 31, …, in `coarse`.
     """
 
     counted: np.ndarray
     searched: np.ndarray
-    flat: np.ndarray
-    start: np.ndarray
+    coarse: np.ndarray
+    fine: np.ndarray
 
     @classmethod
     def of(cls, thresholds: Sequence[np.ndarray]) -> "Thresholds":
@@ -206,17 +244,31 @@ class Thresholds(NamedTuple):
             if t.ndim != 1 or len(t) > 255 or np.isnan(t).any() or (np.diff(t) < 0).any():
                 raise BadConfig(f"thresholds of coordinate {j}: {t.shape}; up to 255 ascending numbers are right")
         few = [t if len(t) <= _COUNTED else t[:0] for t in thresholds]
-        searched = [j for j, t in enumerate(thresholds) if len(t) > _COUNTED]
         counted = np.full((max((len(t) for t in few), default=0), len(few)), np.inf, np.float32)
         for j, t in enumerate(few):
             counted[: len(t), j] = t
-        many = [np.asarray(thresholds[j], np.float32) for j in searched]
-        flat = np.concatenate(many) if many else np.empty(0, np.float32)
-        return cls(counted, np.array(searched, np.int64), flat, np.cumsum([0, *map(len, many)]))
+        searched = np.array([j for j, t in enumerate(thresholds) if len(t) > _COUNTED], np.int64)
+        fine = np.full((len(searched), 256), np.inf, np.float32)
+        for i, j in enumerate(searched):
+            fine[i, : len(thresholds[j])] = thresholds[j]
+        return cls(counted, searched, np.ascontiguousarray(fine[:, 15::16]), fine)
+
+
+@intrinsic
+def _below(typingctx, thresholds, at, x):
+    """How many of the 16 float32 from `at` on are below x."""
+    signature = types.int64(thresholds, at, x)
+
+    def codegen(context, builder, sig, args):
+        found = Arrays(context, builder, sig, args).load(0, args[1], FLOATS)
+        below = builder.bitcast(builder.fcmp_ordered("<", found, splat(builder, args[2])), ir.IntType(16))
+        return builder.zext(call(builder, "llvm.ctpop.i16", ir.IntType(16), [below]), I64)
+
+    return signature, codegen
 
 
 @njit(cache=True, nogil=True)
-def _quantize(y, counted, searched, flat, start, out):
+def _quantize(y, counted, searched, coarse, fine, out):
     r = y.shape[1]
     for t in range(y.shape[0]):
         row, code = y[t], out[t]
@@ -226,7 +278,9 @@ def _quantize(y, counted, searched, flat, start, out):
             for j in range(r):
                 code[j] += row[j] > level[j]
         for i in range(searched.shape[0]):
-            code[searched[i]] = bisect(row[searched[i]], flat[start[i] : start[i + 1]])
+            x = row[searched[i]]
+            start = 16 * _below(coarse, 16 * i, x)
+            code[searched[i]] = start + _below(fine, 256 * i + start, x)
 
 
 def quantize_coordinates(y: np.ndarray, thresholds: Thresholds) -> np.ndarray:
@@ -257,9 +311,7 @@ def pack_plain(index: np.ndarray, bits: np.ndarray) -> np.ndarray:
         for w in widths(int(bits[j])):
             field = blocks[:, :, j] >> low & (1 << w) - 1
             # width 1 has neighbours in a byte, the wider ones have tokens far apart
-            places = (
-                field.reshape(len(blocks), 8, 8) if w == 1 else field.reshape(len(blocks), 8 // w, -1).swapaxes(1, 2)
-            )
+            places = field.reshape(-1, 8, 8) if w == 1 else field.reshape(-1, 8 // w, 8 * w).swapaxes(1, 2)
             parts.append((places << np.arange(0, 8, w, dtype=np.uint8)).sum(-1, dtype=np.uint8))
             low += w
     return np.concatenate(parts, 1).reshape(-1)

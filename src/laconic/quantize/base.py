@@ -215,13 +215,13 @@ def error_weights(stats: Stats | None) -> Tensor | None:
     """How much each squared error counts for scales and codebooks: the importance, else the diagonal of the Hessian.
 
     The diagonal is what remains of the Hessian where errors do not know of each other. Columns that met no input keep a
-    millionth of the mean, so that they still count as extremes. An importance of whole rows, (n_rows, 1), does not tell the
+    millionth of the mean, so that they still count as extremes. An importance of whole rows, (…, n_rows, 1), does not tell the
     values of a row apart and is left out.
     """
     if stats is None:
         return None
     importance = stats.importance
-    if importance is not None and not (importance.ndim == 2 and importance.shape[-1] == 1):
+    if importance is not None and not (importance.ndim > 1 and importance.shape[-1] == 1):
         return importance
     if stats.hessian is None:
         return None

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 class NestedCodes(Stage):
     """ARRAY -> BYTES: equal cells over the range of a group, coded as bit planes of each segment, the highest plane first.
 
-        q = ⌊(x − low) / range · 2^b⌋,   x̂ = low + (q + ½) / 2^b · range
+        q = ⌊(x − low) / range · 2^b⌋,   x̂ = low + ½ ((q + ½) / 2^b + q / (2^b − 1)) · range
 
     The b' high bits of q are the code of x at b' bits: dropping the last planes of a segment is what quantizing it anew would
-    give, with no second rounding. `Aging` says how many are kept by age: steps[0] of the newest segment, steps[1] of the one
+    give, with no second rounding. Levels lie halfway between the middles of the cells and places that would reach the ends of
+    the range: the extremes of keys weigh most in a softmax. By age are kept steps[0] of the newest segment, steps[1] of the one
     before, …, the last step of all older ones.
 
     steps: bits by age, falling, up to 8. segment: tokens that age together. by: "channel", a range for each channel of a segment,
@@ -75,7 +76,7 @@ class NestedCodes(Stage):
         }
         origin, span = self._ranges(side, shape)
         cells = float(1 << self.steps[0])
-        index = ((x - origin) * (cells / span.masked_fill(span == 0, float("inf")))).floor().clamp(0, cells - 1)
+        index = ((x - origin) / span.masked_fill(span == 0, float("inf")) * cells).floor().clamp(0, cells - 1)
         parts = self._segments(index.numpy().astype(np.uint8))
         widths = self.widths(len(parts))
         return b"".join(packed(p >> (self.steps[0] - b), b) for p, b in zip(parts, widths, strict=True)), side
@@ -85,6 +86,8 @@ class NestedCodes(Stage):
 
         shape = self._shape(side["outer"])
         origin, span = self._ranges(side, shape)
+        if math.prod(shape) > 8 * len(y):
+            raise CorruptStream(f"{len(y):,} bytes for {math.prod(shape):,} values of a bit or more")
         n = shape[-2] // self.segment
         size, widths, at, parts = math.prod(shape) // n, self.widths(n), 0, []
         if len(y) != sum(-(-size // 8) * b for b in widths):
@@ -93,7 +96,7 @@ class NestedCodes(Stage):
             )
         for b in widths:
             end = at + -(-size // 8) * b
-            parts.append((unpacked(y[at:end], b, size) + np.float32(0.5)) * np.float32(0.5**b))
+            parts.append(_places(b)[unpacked(y[at:end], b, size)])
             at = end
         cells = np.stack(parts).reshape(n, *shape[:-2], self.segment, shape[-1])
         flat = np.ascontiguousarray(np.moveaxis(cells, 0, -3)).reshape(shape)
@@ -139,9 +142,15 @@ def packed(index: np.ndarray, bits: int) -> bytes:
 
 
 def unpacked(data: bytes, bits: int, n: int) -> np.ndarray:
-    """The inverse of `packed`, float32. More planes than `bits` may not be there."""
+    """The inverse of `packed`: uint8 (n,)."""
     planes = np.unpackbits(np.frombuffer(data, np.uint8).reshape(bits, -1), axis=1, count=n)
-    return (planes.astype(np.float32) * (2.0 ** np.arange(bits - 1, -1, -1, dtype=np.float32))[:, None]).sum(0)
+    return (planes << np.arange(bits - 1, -1, -1, dtype=np.uint8)[:, None]).sum(0, dtype=np.uint8)
+
+
+def _places(bits: int) -> np.ndarray:
+    """Where the level of each cell lies in a range from 0 to 1: float32 (2^bits,)."""
+    q, n = np.arange(1 << bits), 1 << bits
+    return (((q + 0.5) / n + q / (n - 1)) / 2).astype(np.float32)
 
 
 def coarser(payload: bytes, bits: int, fewer: int) -> bytes:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from ..core.combine import Rule
 from ..core.errors import BadConfig
-from ..core.stage import Side
+from ..core.stage import Leaf, Side, Stats
 from ..transforms.select import pack_gaps
-from .rules import _Outliers
+from .base import error_weights
+from .rules import Largest, put_back
 from .scales import along
 
 if TYPE_CHECKING:
@@ -16,28 +19,35 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Ends(_Outliers):
-    """Outliers are set to the end of their vector's range that they lie beyond, so that they do not widen it."""
+class _Ends(Rule):
+    """The array with outliers at the ends of their vectors' ranges, so that they widen none, and the outliers as a vector.
+
+    Side: positions, Golomb–Rice coded, as those of `Largest`.
+    """
+
+    side: ClassVar[Mapping[str, Leaf]] = Largest.side
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Least and greatest value that is no outlier; both broadcast against x."""
         raise NotImplementedError
 
-    def positions(self, x: Tensor) -> Tensor:
+    def split(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], Side]:
         import torch
 
         low, high = self.bounds(x)
-        return torch.nonzero(((x < low) | (x > high)).reshape(-1)).reshape(-1)
-
-    def split(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], Side]:
-        low, high = self.bounds(x)
-        at = self.positions(x)
+        at = torch.nonzero(((x < low) | (x > high)).reshape(-1)).reshape(-1)
         return (x.clamp(low, high).contiguous(), x.reshape(-1)[at]), pack_gaps(at.numpy())
+
+    def join(self, shares: tuple[Tensor, Tensor], side: Side) -> Tensor:
+        return put_back(*shares, side)
+
+    def push(self, x: Tensor, stats: Stats) -> tuple[Stats | None, ...]:
+        return Stats(importance=error_weights(stats)), None
 
 
 @dataclass(frozen=True)
 class Beyond(_Ends):
-    """Values of normalised channels that lie beyond ±limit (see `ChannelRange`): how many is up to the data."""
+    """Values that lie beyond ±limit, of channels that were brought to one range (`ChannelRange`): how many, the data say."""
 
     limit: float = 1.0
 
@@ -54,17 +64,21 @@ class Beyond(_Ends):
 class Extremes(_Ends):
     """The share `fraction` of each vector along an axis: half of them its least values, half its greatest, one of each or more.
 
-    Of equal values at an end all or none are set aside.
+    Values that equal the last one kept are kept; vectors too short to spare two have no outliers.
     """
 
+    fraction: float = 0.01
     axis: int = -1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 0.5:
+            raise BadConfig(f"{self.fraction} of the values as outliers; above 0 to .5 is right")
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         axis = along(self.axis, tuple(x.shape))
         n = x.shape[axis]
-        cut = max(1, round(self.fraction * n / 2)) if self.fraction else 0
-        if 2 * cut >= n:  # too short a vector to have outliers
-            cut = 0
+        cut = max(1, round(self.fraction * n / 2))
+        cut = cut if 2 * cut < n else 0
         if not n:
             none = x.sum(dim=axis, keepdim=True)
             return none, none

@@ -130,14 +130,7 @@ class _Outliers(Rule):
         return (rest, x.reshape(-1)[at]), pack_gaps(at.numpy())
 
     def join(self, shares: tuple[Tensor, Tensor], side: Side) -> Tensor:
-        import torch
-
-        rest, values = shares
-        if values.ndim != 1 or values.numel() > rest.numel():
-            raise CorruptStream(f"outliers of shape {tuple(values.shape)} in an array of {tuple(rest.shape)}")
-        rest = rest.contiguous()
-        rest.view(-1)[torch.from_numpy(unpack_gaps(side, len(values), rest.numel()))] = values
-        return rest
+        return put_back(*shares, side)
 
     def push(self, x: Tensor, stats: Stats) -> tuple[Stats | None, ...]:
         import torch
@@ -148,6 +141,17 @@ class _Outliers(Rule):
         weights = error_weights(stats)
         weights = torch.ones(x.shape) if weights is None else weights.expand(x.shape)
         return Stats(stats.hessian, weights.masked_fill(mask, 0.0), mask), None
+
+
+def put_back(rest: Tensor, values: Tensor, side: Side) -> Tensor:
+    """The array with its outliers in their places. Raises CorruptStream where there are not as many."""
+    import torch
+
+    if values.ndim != 1 or values.numel() > rest.numel():
+        raise CorruptStream(f"outliers of shape {tuple(values.shape)} in an array of {tuple(rest.shape)}")
+    rest = rest.contiguous()
+    rest.view(-1)[torch.from_numpy(unpack_gaps(side, len(values), rest.numel()))] = values
+    return rest
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class WideChannels(Rule):
         import torch
 
         wide, rest = shares
-        if wide.ndim < 2 or wide.shape[:-1] != rest.shape[:-1]:
+        if wide.ndim < 2 or wide.shape[:-1] != rest.shape[:-1] or not wide.shape[-1]:
             raise CorruptStream(f"channels of shapes {tuple(wide.shape)} and {tuple(rest.shape)}")
         k, d = wide.shape[-1], wide.shape[-1] + rest.shape[-1]
         mask = _bits(side["wide"], int(np.prod(wide.shape[:-2], dtype=np.int64)) * d).reshape(-1, d)

@@ -25,7 +25,7 @@ class HeadBasis(Transform):
     With C_h the covariance of the head's vectors and M_h the second moment of what meets them (`Stats.hessian`, for keys that
     of the queries; the identity without), the eigenvectors of M^½ C M^½ give coordinates that are uncorrelated and whose
     squared errors add up to the expected squared error of inner products. Greatest variance first.
-    rank: coordinates a vector that are kept; 0: all. centre: whether the mean is taken away.
+    rank: coordinates a vector that are kept; 0: all, and with a Hessian no fewer. centre: whether the mean is taken away.
 
     Shapes: x (..., n_heads, n_tokens, d) -> (..., n_heads, n_tokens, rank). hessian: (n_heads, d, d) or (d, d).
     Cost: 16 (rank + 1) d bits a head in the model. The synthesis matrix is kept in float16; the analysis is its pseudo-inverse,
@@ -51,6 +51,9 @@ class HeadBasis(Transform):
         if self.rank > d:
             raise BadConfig(f"rank {self.rank} of vectors of {d}; at most {d}")
         rank = self.rank or d
+        if rank < d and stats is not None and stats.hessian is not None:
+            raise BadConfig(f"rank {rank} of {d} in the metric of a Hessian: the analysis is a pseudo-inverse, which projects in "
+                            "no metric but its own; keep all coordinates and give those of least worth no bits")  # fmt: skip
         mean = rows.mean(1, dtype=np.float64) if self.centre else np.zeros((n_heads, d))
         synthesis = np.empty((n_heads, rank, d))
         for h, metric in enumerate(_metrics(stats, n_heads, d)):

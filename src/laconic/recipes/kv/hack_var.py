@@ -1,7 +1,7 @@
 """HACK: heads that look at the same few tokens keep few, heads that look along diagonals keep many and their latest."""
 
 from ...sources.kv.evict import Eviction, column_variance, evicting_store
-from ...sources.kv.recipe import CacheRecipe, half
+from ...sources.kv.recipe import CacheRecipe, sixteen
 
 
 def hack_var(
@@ -25,6 +25,4 @@ def hack_var(
     little in this respect; what helps is keeping the latest.
     """
     eviction = Eviction(share, column_variance, contrast, probes, spread=True, recent=0.5)
-    return CacheRecipe(
-        lambda _: half(), lambda _: half(), 16.0, window=window, sinks=sinks, evict=eviction, store=evicting_store
-    )
+    return CacheRecipe(sixteen, sixteen, 16.0, window=window, sinks=sinks, evict=eviction, store=evicting_store)

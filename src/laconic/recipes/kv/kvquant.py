@@ -12,7 +12,7 @@ from ...sources.kv.recipe import CacheRecipe, half, levels
 from ...transforms.channels import ChannelRange, JoinHeads
 
 
-def kvquant(bits: int = 3, outliers: float = 0.01, matched: bool = False, window: int = 32) -> CacheRecipe:
+def kvquant(bits: int = 3, outliers: float = 0.01, matched: bool = True, window: int = 32) -> CacheRecipe:
     """Non-uniform levels of a layer, learned in the metric of the queries; outliers of every vector in sixteen bits.
 
         k ─ RoPE taken away ─ to the range of its channel ─┬─ within it: `bits` bits, the layer's levels
@@ -26,6 +26,8 @@ def kvquant(bits: int = 3, outliers: float = 0.01, matched: bool = False, window
     Source: Hooper et al. 2024, KVQuant (2401.18079), sections 3.1 to 3.5. Differs: squared errors of keys are weighted by the
     power of the queries that meet their channel, those of values alike, in place of the Fisher information; tokens of values
     are divided by their root mean square, one number in place of two; a recent window is kept, as in all caches here.
+    Claim: on english-llama-7m, at equal windows, KL .0206 at 2.40 bits and .0036 at 3.40 with all side information, where KIVI's
+    codes in groups of 64 have .0244 at 2.50 and .0039 at 3.50; without Q-Norm .0295 and .0041.
     """
 
     def book(rate: float) -> Codebook:

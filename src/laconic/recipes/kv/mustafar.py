@@ -22,6 +22,8 @@ def mustafar(bits: float = 5.8, kept_bits: int = 16, window: int = 32) -> CacheR
 
     Source: Joo et al. 2025, Mustafar (2505.22913), sections 3 and 4. Differs: no offsets and no padding of tiles, which its
     kernel needs; kept values may be quantized, which the paper names as a companion.
+    Claim: on english-llama-7m with 30 and 50 % of the values kept KL .085 and .013, where as many channels kept whole have .31
+    and .15. At equal bytes quantization is ahead by far: KIVI's codes have .0008 at 5.00 true bits.
     """
     if kept_bits not in (2, 3, 4, 6, 8, 16):
         raise BadConfig(f"values of {kept_bits} bits; 2, 3, 4, 6, 8 or 16 are right")

@@ -1,6 +1,6 @@
 """ReKV: keys and values on disk in blocks, of which those are read whose mean key is nearest to the queries."""
 
-from ...sources.kv.recipe import CacheRecipe, half
+from ...sources.kv.recipe import CacheRecipe, sixteen
 from ...sources.kv.retrieve import Retrieval, block_store
 
 
@@ -16,7 +16,10 @@ def rekv(n_blocks: int = 4, block: int = 64, window: int = 64, sinks: int = 4, r
 
     Source: Di et al. 2025, ReKV (2503.00540), section 3 (internal retrieval, positions of what is loaded). Differs: text in
     place of frames; each call retrieves for itself, decoded tokens too; recent tokens are exact beside what is read.
+    Claim: blocks that are asked for beat as many of the latest tokens, and positions in front of the window beat their own. A
+    passage, 576 tokens of other text, the passage again (english-llama-7m, 16 tokens at a time, 256 tokens read): 3.90 nats a
+    token, 4.01 at their own positions, 4.05 for the latest; 4.02 with everything.
     """
     retrieval = Retrieval(block, n_blocks, reindex)
-    return CacheRecipe(lambda _: half(), lambda _: half(), 16.0, group=block, window=window, sinks=sinks, rope="before",
+    return CacheRecipe(sixteen, sixteen, 16.0, group=block, window=window, sinks=sinks, rope="before",
                        retrieve=retrieval, store=block_store)  # fmt: skip

@@ -25,6 +25,9 @@ def rotatekv(bits: int = 2, heads: int = 4, group: int = 64, massive: float = 30
 
     Source: Su et al. 2025, RotateKV (2501.16383), sections 4.1 to 4.3. Differs: sinks are the tokens with massive activations by
     a threshold, at any time, where the paper takes the tokens of the 20 largest of a prompt; levels are 2^bits.
+    Claim: on english-llama-7m at 2 bits by token in groups of 64, KL .057 as it is, .036 rotated by head, .027 as here. KIVI's
+    codes by channel have .024 at the same true rate: that the paper is ahead of them is not reproduced here, where a head group
+    is 128 channels, and no token has massive activations.
     """
 
     def codes(rate: float) -> tuple[Stage, Stage]:

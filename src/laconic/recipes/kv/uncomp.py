@@ -1,7 +1,7 @@
 """UNComp: heads of high matrix entropy keep many tokens, heads of low entropy few."""
 
 from ...sources.kv.evict import Eviction, evicting_store, matrix_entropy
-from ...sources.kv.recipe import CacheRecipe, half
+from ...sources.kv.recipe import CacheRecipe, sixteen
 
 
 def uncomp(share: float = 0.3, contrast: float = 1 / 3, probes: int = 8, window: int = 32) -> CacheRecipe:
@@ -21,4 +21,4 @@ def uncomp(share: float = 0.3, contrast: float = 1 / 3, probes: int = 8, window:
     three texts, 32 at a time), KL in nats: .0107, .0172 and .0243 at 5.60 true bits a value, .0322, .0399 and .0517 at 3.29.
     """
     eviction = Eviction(share, matrix_entropy, contrast, probes)
-    return CacheRecipe(lambda _: half(), lambda _: half(), 16.0, window=window, evict=eviction, store=evicting_store)
+    return CacheRecipe(sixteen, sixteen, 16.0, window=window, evict=eviction, store=evicting_store)

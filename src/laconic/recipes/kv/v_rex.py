@@ -1,6 +1,6 @@
 """V-Rex: keys in clusters by hash; each head reads as many as promise enough of its attention."""
 
-from ...sources.kv.recipe import CacheRecipe, half
+from ...sources.kv.recipe import CacheRecipe, sixteen
 from ...sources.kv.retrieve import Retrieval, cluster_store
 
 
@@ -15,7 +15,10 @@ def v_rex(mass: float = 0.8, hash_bits: int = 32, distance: int = 7, window: int
     together: two keys of cosine .9 fall within 7 of 32 bits 92 times of 100.
 
     Source: Kim et al. 2025, V-Rex (2512.12284), ReSV. Differs: the algorithm alone, without the accelerator.
+    Claim: on keys that recur, as those of frames do, clusters catch more attention than blocks by their mean at as many tokens
+    read. Not reproduced here on text, whose keys recur less: english-llama-7m (as for `rekv`, positions kept), KL .0082, .0168
+    and .0270 with 75, 56 and 47 % read, and .0122 and .0312 with blocks, 65 and 41 % read: the same curve.
     """
     retrieval = Retrieval(mass=mass, bits=hash_bits, distance=distance)
-    return CacheRecipe(lambda _: half(), lambda _: half(), 16.0, window=window, sinks=sinks, rope="before",
+    return CacheRecipe(sixteen, sixteen, 16.0, window=window, sinks=sinks, rope="before",
                        retrieve=retrieval, store=cluster_store)  # fmt: skip

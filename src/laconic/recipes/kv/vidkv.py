@@ -28,6 +28,9 @@ def vidkv(
     Source: Tao et al. 2025, VidKV (2503.16257), sections 3.2 and 3.3. Differs: signs are taken around the mean of a group, not
     around 0; a cosine transform in place of a Fourier transform, whose real and imaginary parts are twice as many numbers;
     salient tokens by attention in place of their likeness to a question; ternary values really take 1.59 bits.
+    Claim: on english-llama-7m, text in place of video, KL .154 at 1.92 true bits for 1.5-bit keys, where 1 and 2 bits for all
+    have .345 and .137, thus .22 between; values by token .193. A fifth of the tokens salient: .079 at 2.04. Below 2 bits by
+    name, not in truth, and KIVI's codes have .024 at 2.50.
     """
     if salient and not 0 < salient < 1:
         raise BadConfig(f"{salient} of the tokens salient; 0 to below 1 is right")

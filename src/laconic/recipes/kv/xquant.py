@@ -24,6 +24,10 @@ def xquant(bits: int = 4, group: int = 128, window: int = 16) -> CacheRecipe:
     values themselves go through the same codecs.
 
     Source: Tomar et al. 2025, XQuant (2508.10395), sections 3.1 and 3.3. Differs: latents of all layers in the same bits.
+    Claim: where every query has its own key-value head, 4 bits of X take the bytes of 2 bits of keys and values and lose less
+    than a third of what those lose. Not reproduced here under grouped queries: decoding english-llama-7m (two key-value heads of
+    four, so X is no narrower; tokens 768 to 1,024 of three texts, 32 at a time) KL .0185 and .0028 with 2 and 3 bits, and
+    .0105 and .0017 with KIVI's codes before RoPE in the same bits and .84 true bits less, since the window holds X as well.
     """
     _check(bits, group)
     return CacheRecipe(
@@ -45,6 +49,9 @@ def xquant_cl(bits: int = 3, base_bits: int = 4, group: int = 128, window: int =
     The first three layers take `base_bits`. Closed loop: a layer's error is that of its own codes, whatever came before.
 
     Source: Tomar et al. 2025, XQuant (2508.10395), section 3.2. Differs: the stream and not X is coded in all layers.
+    Claim: 3 bits of the change beat 3 bits of X in fewer bytes. Decoding english-llama-7m (tokens 768 to 1,024 of three texts,
+    32 at a time) KL .0025 at 3.76 true bits and .0007 at 4.37, with XQuant .0028 at 5.00, with KIVI's codes before RoPE .0105
+    at 3.21 and .0017 at 4.16.
     """
     _check(bits, group)
     _check(base_bits, group)
@@ -52,6 +59,7 @@ def xquant_cl(bits: int = 3, base_bits: int = 4, group: int = 128, window: int =
         keys=lambda rate: _codes(rate, group, -1),
         values=lambda rate: _codes(base_bits, group, -1),
         nominal=bits,
+        group=16,
         window=window,
         rope="before",
         store=stream_store,

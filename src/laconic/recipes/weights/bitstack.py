@@ -12,7 +12,8 @@ def bitstack(bits: float = 4.0, rank: int = 2) -> WeightRecipe:
     A level is 1 + 16 k (m + n) / (m n) bits a weight; `bits` says how many there are. The first levels of a packet are the
     packet of a lower rate, so one folder serves every memory: the levels of all matrices are ranked by what they save on
     calibration data, the ranking is kept in the folder, and `laconic cut`, or `laconic.weights.load` with a budget, takes the
-    best that the budget holds. Fit with `Stats(hessian)`, of which the diagonal counts.
+    best that the budget holds. Loaded matrices run dense: the budget is that of files, not of memory while the model runs.
+    Fit with `Stats(hessian)`, of which the diagonal counts.
 
     Source: Wang et al. 2024, BitStack (2410.23918): scaling by activations, iterative absolute value decomposition, sorting of
     residual blocks. Differs: see `BitStack` and `rank_levels`; k is 2, not 16, as a rank of 16 costs small matrices more

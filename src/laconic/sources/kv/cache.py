@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -26,7 +26,7 @@ from ...core.errors import BadConfig, unknown
 from ...core.stage import Stage
 from . import attention as _reading
 from . import inputs as _inputs
-from .fit import Fitted, fit, learn
+from .fit import Fitted, fingerprint, fit, learn
 from .layer import CompressedLayer, CompressedSlidingLayer, Plan
 from .recipe import CacheRecipe
 from .rope import Rope, rope_of, ropes_of
@@ -64,6 +64,16 @@ class CompressedHybridLayer(LinearAttentionLayer, CompressedLayer):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a cache was made from. settings: of the recipe; rate: of what is coded; model: see `fit.fingerprint`."""
+
+    recipe: CacheRecipe
+    settings: dict[str, Any]
+    rate: float
+    model: str
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """Bytes of one layer. tokens: seen; coded: behind codecs. notes: what a reader should know."""
 
@@ -85,13 +95,22 @@ class CacheReport:
     bits_per_value: float
     layers: tuple[LayerReport, ...]
 
+    def __str__(self) -> str:
+        shared = f", and {self.shared_nbytes:,} of codecs for all caches of the model" if self.shared_nbytes else ""
+        lines = [f"{self.recipe}: {self.nbytes:,} bytes, {self.bits_per_value:.2f} bits a value{shared}"]
+        lines.append(f"{'layer':>5} {'tokens':>9} {'coded':>9} {'bytes':>13} {'bits a value':>12}")
+        for x in self.layers:
+            notes = "".join(f"  {n}" for n in x.notes)
+            lines.append(f"{x.layer:>5} {x.tokens:>9,} {x.coded:>9,} {x.nbytes:>13,} {x.bits_per_value:>12.2f}{notes}")
+        return "\n".join(lines)
+
 
 class CompressedCache(Cache):
     """`past_key_values` for `generate` and `forward`; made by `cache`."""
 
-    def __init__(self, layers: list[Any], recipe: str, fitted: Fitted | None) -> None:
+    def __init__(self, layers: list[Any], recipe: str, fitted: Fitted | None, origin: Origin) -> None:
         super().__init__(layers=layers)
-        self.recipe, self.fitted = recipe, fitted
+        self.recipe, self.fitted, self.origin = recipe, fitted, origin
 
     @property
     def compressed(self) -> list[CompressedLayer]:
@@ -124,6 +143,18 @@ class CompressedCache(Cache):
         """8 · nbytes over `n_values`."""
         return 8 * self.nbytes / max(self.n_values, 1)
 
+    def save(self, path: str | PathLike[str]) -> int:
+        """Write the cache to a file that `laconic.kv.load` reads; bytes on disk. Raises BadConfig where it has no such form."""
+        from .saving import save
+
+        return save(self, path)
+
+    def to_bytes(self) -> bytes:
+        """The bytes of that file."""
+        from .saving import to_bytes
+
+        return to_bytes(self)
+
     def report(self) -> CacheReport:
         """Layer by layer."""
         rows = tuple(
@@ -155,10 +186,10 @@ def cache(
 ) -> CompressedCache:
     """An empty compressed cache for a model.
 
-    recipe: an id of `laconic.recipes("kv")`, with or without its "-cache", a `CacheRecipe`, or what
-    `laconic.kv.fit` gave. bits: of a value that is coded;
-        with `context`, of all values at that length, windows and sinks included. calibration: text, files or token ids
-        (n, n_tokens) that codecs learn from; without it they learn from the first prompt, and then what they learned counts.
+    recipe: an id of `laconic.recipes("kv")`, with or without its "-cache", a `CacheRecipe`, or what `laconic.kv.fit` gave.
+    bits: of a value that is coded; with `context`, of all values at that length, windows and sinks included.
+    calibration: text, files or token ids (n, n_tokens) that codecs learn from; without it they learn from the first prompt, and
+        then what they learned counts.
     attention: "packed" gives the model laconic's attention, which reads codes; "dense" decodes the history for the model's own.
         With a configuration in place of a model it is dense.
     window, sinks, settings: of the recipe.
@@ -184,6 +215,10 @@ def cache(
     outer = model.config if model is not None else model_or_config
     config = outer.get_text_config(decoder=True)
     packed = attention == "packed" and model is not None
+    if getattr(outer, "is_encoder_decoder", False):
+        raise BadConfig(
+            f"model type {outer.model_type!r} has an encoder, whose keys are not a history; decoders alone are right"
+        )
     if packed:
         _reading.attach(model)
     elif chosen.evict is not None or chosen.retrieve is not None or chosen.salient is not None:
@@ -200,7 +235,7 @@ def cache(
         layers.append(_layer(stock, number, plan))
     if not any(isinstance(x, CompressedLayer) for x in layers):
         raise BadConfig(f"model type {config.model_type!r} has no attention layer whose cache grows")
-    made = CompressedCache(layers, name, fitted)
+    made = CompressedCache(layers, name, fitted, Origin(chosen, settings, rate, fingerprint(config)))
     if chosen.inputs != "none":
         _inputs.listen(made, modules, _blocks(model, modules), chosen.inputs)
     if model is not None and any(r is not None for r in ropes.values()):
@@ -228,7 +263,7 @@ def listening(model: Any, recipe: CacheRecipe, kind: type[CompressedLayer]) -> C
     for number, stock in enumerate(DynamicCache(config=model.config).layers):
         ours = _layer(stock, number, Plan(recipe, None, None, lambda: True, ropes[number]))
         layers.append(kind(number, ours.plan, ours.sliding) if isinstance(ours, CompressedLayer) else ours)
-    return CompressedCache(layers, "", None)
+    return CompressedCache(layers, "", None, Origin(recipe, {}, recipe.nominal, fingerprint(model.config)))
 
 
 def _ropes(model: Any, config: Any, recipe: CacheRecipe) -> dict[int, Rope | None]:
@@ -262,7 +297,8 @@ def _plan(
     elif recipe.learns != "once":
         codecs = recipe.keys(rate), recipe.values(rate)
     packed = (lambda: _reading.is_packed(config)) if config is not None else (lambda: False)
-    return Plan(recipe, codecs, lambda *seen: learn(recipe, rate, rate, *seen), packed, rope, module)
+    return Plan(recipe, codecs, lambda *seen: learn(recipe, rate, rate, *seen), packed, rope, module,
+                fresh=lambda: (recipe.keys(rate), recipe.values(rate)))  # fmt: skip
 
 
 def _modules(model: Any) -> dict[int, Any]:
@@ -287,11 +323,7 @@ def recipe_of(recipe: str | CacheRecipe, bits: float | None, **settings: Any) ->
         if settings:
             raise BadConfig(f"settings {', '.join(settings)} of a recipe that is made already")
         return "custom", recipe
-    known = registry.recipes("kv")
-    recipe = f"{recipe}-cache" if recipe not in known and f"{recipe}-cache" in known else recipe
-    if recipe not in known:
-        raise unknown("kv recipe", recipe, sorted(known))
-    build = registry.load(registry.recipe(recipe).target)
+    recipe, build = _builder(recipe)
     parameters = inspect.signature(build).parameters
     for name in settings:
         if name not in parameters:
@@ -299,6 +331,19 @@ def recipe_of(recipe: str | CacheRecipe, bits: float | None, **settings: Any) ->
     if bits is not None and "bits" in parameters:
         settings["bits"] = bits
     return recipe, build(**settings)
+
+
+def defaults(recipe: str) -> dict[str, Any]:
+    """The settings of a recipe and their defaults. Raises BadConfig for an unknown one."""
+    return {k: p.default for k, p in inspect.signature(_builder(recipe)[1]).parameters.items()}
+
+
+def _builder(recipe: str) -> tuple[str, Callable[..., Any]]:
+    known = registry.recipes("kv")
+    recipe = f"{recipe}-cache" if recipe not in known and f"{recipe}-cache" in known else recipe
+    if recipe not in known:
+        raise unknown("kv recipe", recipe, sorted(known))
+    return recipe, registry.load(registry.recipe(recipe).target)
 
 
 def _chosen(

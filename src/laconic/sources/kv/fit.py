@@ -46,6 +46,19 @@ class Fitted:
             a.nbytes for pair in self.codecs.values() for c in pair for _, a in c.arrays().values() if a is not None
         )
 
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write one safetensors file with all of it."""
+        from .saving import save_fitted
+
+        save_fitted(self, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], recipe: CacheRecipe | None = None) -> Fitted:
+        """What `save` wrote. recipe: where it has no id. Raises CorruptStream, BadConfig, ModelMismatch."""
+        from .saving import load_fitted
+
+        return load_fitted(path, recipe)
+
     def check(self, config: Any) -> None:
         """Raise ModelMismatch for a model of other shapes."""
         if self.model != fingerprint(config):

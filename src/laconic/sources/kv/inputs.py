@@ -177,6 +177,11 @@ class _Inputs:
         return sum(p.nbytes for p in self.pasts)
 
     @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Heads, that is 1, and values of a vector of each past."""
+        return [(1, self.site.module.k_proj.weight.shape[1])] * len(self.pasts)
+
+    @property
     def exact(self) -> int:
         """Groups with NaN or Inf, kept in sixteen bits."""
         return sum(p.exact for p in self.pasts)
@@ -214,6 +219,11 @@ class InputStore(_Inputs):
         if k is None or v is None or k.weight.shape[1] < k.weight.shape[0] + v.weight.shape[0]:
             return [None]
         return [_subspace(k.weight), _subspace(v.weight)]
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        whole = super().shapes
+        return [w if s is None else (1, s.shape[1]) for s, w in zip(self.spaces, whole, strict=True)]
 
     def append(
         self, keys: Tensor, values: Tensor, stats: Sequence[Stats | None] | None = None, *, inputs: Inputs

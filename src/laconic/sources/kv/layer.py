@@ -30,6 +30,7 @@ class Plan:
 
     learn: (keys before or after RoPE as the recipe has it, values, metric of the queries or None) -> the codecs, fitted.
     packed: whether attention is computed by laconic's function (`attention.py`), asked at every call.
+    fresh: the recipe's codecs before they have learned anything.
     """
 
     recipe: CacheRecipe
@@ -40,6 +41,7 @@ class Plan:
     module: Any = None
     block: Any = None
     before: Callable[[], Any] = lambda: None
+    fresh: Callable[[], tuple[Stage, Stage]] | None = None
 
 
 @dataclass
@@ -77,9 +79,16 @@ class Ends:
 
 def short(x: Tensor) -> Tensor:
     """As it is kept uncompressed: sixteen bits; float16 for float32, or bfloat16 where that would overflow."""
+    x = x.detach()
     if x.dtype in (torch.float16, torch.bfloat16):
         return x
-    return x.to(torch.bfloat16 if bool((x.abs() > 65504).any()) else torch.float16)
+    beyond = (x.abs() > 65504) & x.isfinite()
+    return x.to(torch.bfloat16 if bool(beyond.any()) else torch.float16)
+
+
+def _own(x: Tensor) -> Tensor:
+    """The same, but no view of something larger, which it would keep alive."""
+    return x if x.untyped_storage().nbytes() == x.nbytes else x.clone(memory_format=torch.contiguous_format)
 
 
 class CompressedLayer(CacheLayerMixin):
@@ -99,7 +108,7 @@ class CompressedLayer(CacheLayerMixin):
         self.sinks: Ends | None = None
         self.window: Ends | None = None
         self.store: Store | None = None
-        self.own_bytes = 0  # of codecs that were learned from this cache's own prompt
+        self.learned: tuple[Stage, Stage] | None = None  # from this cache's own prompt
         self.queries: Tensor | None = None  # the latest, for recipes that look at them
         self.probes: Probes | None = None  # queries by which tokens are kept or evicted
         self.heard: Inputs | None = None  # of the tokens that come next
@@ -162,7 +171,7 @@ class CompressedLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget every token; codecs that were learned from a prompt are learned anew."""
         self.sinks = self.window = self.store = self.queries = self.probes = self.heard = self.shift = None
-        self.n_seen, self.own_bytes, self.is_initialized, self.handed = 0, 0, False, False
+        self.n_seen, self.learned, self.is_initialized, self.handed = 0, None, False, False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
@@ -222,6 +231,11 @@ class CompressedLayer(CacheLayerMixin):
         return 0 if self.store is None else self.store.n_tokens
 
     @property
+    def own_bytes(self) -> int:
+        """Of what codecs learned from this cache's own prompt."""
+        return sum(a.nbytes for c in self.learned or () for _, a in c.arrays().values() if a is not None)
+
+    @property
     def nbytes(self) -> int:
         """Everything that the layer holds."""
         parts = (self.sinks, self.window, self.store, self.probes)
@@ -243,7 +257,7 @@ class CompressedLayer(CacheLayerMixin):
         return keys, values
 
     def _take(self, keys: Tensor, values: Tensor) -> None:
-        new = Ends(short(keys), short(values), self._inputs(keys.shape[-2]))
+        new = Ends(_own(short(keys)), _own(short(values)), self._inputs(keys.shape[-2]))
         self.window = new if self.window is None else self.window.cat(new)
         self.n_seen += keys.shape[-2]
 
@@ -282,17 +296,19 @@ class CompressedLayer(CacheLayerMixin):
             metric = None
             if self.queries is not None:
                 metric = query_metric(self.queries.float(), self.site.n_heads, self.site.rope)
-            codecs = self.plan.learn(before, values, metric)
-            self.own_bytes = sum(a.nbytes for c in codecs for _, a in c.arrays().values() if a is not None)
-        return self._made(codecs)
+            # What is not finite is learned from as 0: it would spoil every statistic of its head.
+            finite = (t.masked_fill(~t.isfinite(), 0.0) for t in (before, values))
+            self.learned = codecs = self.plan.learn(*finite, metric)
+        return self.made(codecs)
 
     def empty_store(self) -> Store:
         """A store for codes that come from elsewhere. Raises BadConfig where codecs are learned from the prompt."""
         if self.plan.codecs is None:
             raise BadConfig("the codecs learn from a prompt; fit them to calibration text before prompts are shared")
-        return self._made(self.plan.codecs)
+        return self.made(self.plan.codecs)
 
-    def _made(self, codecs: tuple[Stage, Stage]) -> Store:
+    def made(self, codecs: tuple[Stage, Stage]) -> Store:
+        """An empty store behind codecs that have learned what they need."""
         made = (self.plan.recipe.store or pair_store)(self.plan.recipe, self.site, *codecs, self.n_first)
         if self.shift is not None and hasattr(made, "shift"):
             made.shift = self.shift
@@ -319,7 +335,8 @@ class CompressedLayer(CacheLayerMixin):
         if self.own_bytes:
             said.append(f"{self.own_bytes:,} bytes learned from the prompt")
         if exact := getattr(self.store, "exact", 0):
-            said.append(f"{exact} with NaN or Inf")
+            heads = ", ".join(f"head {h}" for h in sorted(getattr(self.store, "broken", ())))
+            said.append(f"{exact} with NaN or Inf" + (f" in {heads}" if heads else ""))
         said += getattr(self.store, "notes", ())
         return tuple(said)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .recipe import CacheRecipe
 
 SCHEDULE = (1, 2, 3, 4, 5, 6, 7, 8)  # eighths of d that a step may leave
+RUNGS = (1, 2, 3, 4, 6, 8)  # those that the search tries
 Codecs = dict[int, tuple["Stage", "Stage"]]
 
 
@@ -29,8 +30,8 @@ class Matryoshka:
 
     steps: int = 200
     length: int = 256
-    rate: float = 1e-3
-    judged: int = 4
+    rate: float = 1e-4
+    judged: int = 2
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.length < 16 or self.rate <= 0 or self.judged < 1:
@@ -86,7 +87,7 @@ class Matryoshka:
         first = [_predicted(model, ids, recipe, {}, {}) for ids in some]
         sites = [(n, s, h) for n, pair in bases.items() for s, b in enumerate(pair) for h in range(b.size[0])]
         d = next(iter(bases.values()))[0].size[1]
-        rungs = np.array([d * e // 8 for e in SCHEDULE])
+        rungs = np.array([d * e // 8 for e in RUNGS])
         losses = np.zeros((len(sites), len(rungs)))
         for i, (n, s, h) in enumerate(sites):
             for j, r in enumerate(rungs[:-1]):

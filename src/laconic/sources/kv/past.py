@@ -61,6 +61,7 @@ class CodedPast:
         self.codec, self.learns = codec, learns
         self.runs: list[Run] = []
         self.exact = 0
+        self.broken: set[int] = set()  # heads that brought NaN or Inf
 
     @property
     def n_tokens(self) -> int:
@@ -83,6 +84,7 @@ class CodedPast:
 
         if not bool(torch.isfinite(x).all()):
             self.exact += 1
+            self.broken |= _broken(x)
             return Share(x.to(torch.float16).numpy().tobytes(), {"outer": np.array(x.shape, np.int64)}, exact=True)
         if self.learns != "group":
             return Share(*self.codec.encode(x))
@@ -126,6 +128,12 @@ class CodedPast:
     def forget(self, before: int) -> None:
         """Let go of runs that end at or before token `before`."""
         self.runs = [r for r in self.runs if r.stop > before]
+
+
+def _broken(x: Tensor) -> set[int]:
+    """Heads of (..., n_heads, n_tokens, d) with NaN or Inf."""
+    some = ~x.isfinite().all(-1).all(-1).reshape(-1, x.shape[-3]).all(0)
+    return set(some.nonzero().flatten().tolist())
 
 
 def decoded(c: Share, codec: Stage) -> Tensor:
@@ -194,6 +202,7 @@ class PagedPast:
         self.decoder = Decoder.of(self.tables.widths, self.tables.levels, synthesis.numpy(), mean[:, 0].numpy())
         self.pages: list[list[Page]] = []
         self.n_tokens, self.dropped, self.exact = 0, 0, 0
+        self.broken: set[int] = set()  # heads that brought NaN or Inf
 
     @property
     def first(self) -> int:
@@ -212,6 +221,7 @@ class PagedPast:
         finite = torch.isfinite(x)
         if not bool(finite.all()):
             self.exact += int((~finite.all(-1)).sum())
+            self.broken |= _broken(x)
             x = x.masked_fill(~finite, 0.0)
         self.pages = self.pages or [[] for _ in range(len(x))]
         for b in range(len(x)):

@@ -37,6 +37,7 @@ def make_tasks(
 ) -> list[Task]:
     """The named tasks of `TASKS`, each of `n_items` items of about `length` tokens, the texts taking turns.
 
+    A task that the texts hold no item of is left out, and one that they hold fewer of has fewer.
     Raises BadInput: a text shorter than two items; BadConfig: no such task.
     """
     tokens = {
@@ -53,7 +54,7 @@ def make_tasks(
         rng = np.random.default_rng(seed)
         sources = [list(tokens.values())[i % len(tokens)] for i in range(n_items)]
         found.append(TASKS[name](name, reader.prefix, sources, length, rng))
-    return found
+    return [task for task in found if len(task.ids)]
 
 
 def _continuation(name: str, prefix: int, sources: list[np.ndarray], length: int, rng: np.random.Generator) -> Task:
@@ -108,10 +109,6 @@ def _names(name: str, prefix: int, sources: list[np.ndarray], length: int, rng: 
             marks[at] = at > prefill and pair in last and last[pair] <= prefill - near
             last[pair] = at
     told = scored.any(1)
-    if not told.any():
-        raise BadInput(
-            f"task {name!r}: no pair of tokens comes back in any of {len(ids)} windows of {length}; give more"
-        )
     return Task(name, ids[told], scored[told], prefill, prefill - near)
 
 

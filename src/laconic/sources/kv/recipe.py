@@ -34,6 +34,15 @@ def half() -> Stage:
     return chain(Quantizer(Minifloat("float16"), GroupScale(Whole(), AbsMax(), PowerOfTwo())), Pack())
 
 
+def sixteen(rate: float) -> Stage:
+    """`half`, for recipes that keep what they keep in sixteen bits. Raises BadConfig where another rate is asked for."""
+    if rate != 16:
+        raise BadConfig(
+            f"{rate:g} bits a value; this recipe keeps values in 16, and its settings say how many it keeps or reads"
+        )
+    return half()
+
+
 def levels(rate: float) -> int:
     """Levels of a uniform codebook at a rate: 2^rate or the next fewer, at least 2."""
     if not 0 < rate <= 8:

@@ -1,6 +1,4 @@
-"""Rotary positions taken away from keys and given back: as the configuration describes them, and as the model
-was seen to turn.
-"""
+"""Rotary positions taken away from keys and given back: as the configuration has them, and as the model was seen to turn."""
 
 from __future__ import annotations
 

@@ -17,12 +17,13 @@ import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers.cache_utils import DynamicCache
 
 from ...core import registry
 from ...core.errors import BadConfig, CorruptStream, ModelMismatch, claim, decode_budget
@@ -244,7 +245,7 @@ def _store_out(layer: CompressedLayer, sections: _Sections) -> dict[str, Any]:
     if not hasattr(store, "pasts"):
         raise BadConfig(f"a {type(store).__name__} has no form on disk; its recipe's caches cannot be saved")
     own = None
-    if layer.own_bytes:  # learned from this prompt, so it goes with it
+    if layer.learned is not None:  # from this prompt, so it goes with it
         own = [[registry.config(c), [sections.add(a) for _, a in c.arrays().values()]] for c in layer.learned]
     pasts = [(_pages_out if p.paged else _runs_out)(p, sections) for p in store.pasts]
     return {"first": store.first, "shift": sections.maybe(store.shift), "own": own, "pasts": pasts}
@@ -262,8 +263,8 @@ def _pages_out(past: PagedPast, sections: _Sections) -> dict[str, Any]:
     size = int(past.tables.block_bytes.sum())
     codes = np.stack([p.codes for p in pages]) if pages else np.empty((0, size), np.uint8)
     norms = np.stack([p.norms for p in pages]) if pages and past.codes.scale != "none" else None
-    return {"tokens": past.n_tokens, "dropped": past.dropped, "exact": past.exact, "codes": sections.add(codes),
-            "norms": sections.maybe(norms), "order": sections.add(order)}  # fmt: skip
+    return {"tokens": past.n_tokens, "dropped": past.dropped, "exact": past.exact, "broken": sorted(past.broken),
+            "codes": sections.add(codes), "norms": sections.maybe(norms), "order": sections.add(order)}  # fmt: skip
 
 
 def _runs_out(past: CodedPast, sections: _Sections) -> dict[str, Any]:
@@ -281,8 +282,8 @@ def _runs_out(past: CodedPast, sections: _Sections) -> dict[str, Any]:
         write_varint(out, len(body))
         out += body
     bounds = np.array([[r.start, r.stop] for r in past.runs], np.int64)
-    return {"exact": past.exact, "bounds": sections.add(bounds), "order": sections.add(order), "configs": configs,
-            "shares": sections.add(np.frombuffer(bytes(out), np.uint8))}  # fmt: skip
+    return {"exact": past.exact, "broken": sorted(past.broken), "bounds": sections.add(bounds), "order": sections.add(order),
+            "configs": configs, "shares": sections.add(np.frombuffer(bytes(out), np.uint8))}  # fmt: skip
 
 
 def _share_out(c: Share, codec: Stage) -> bytes:
@@ -345,13 +346,13 @@ class _File:
             raise CorruptStream(f"section {number} is {name} {found.shape}; {dtype} of {n_dims} axes is right")
         return found
 
-    def tensor(self, number: Any, dtypes: Sequence[str], shape: Sequence[int | None]) -> Tensor:
-        """A section as a tensor of its own. shape: None for an axis that may have any length."""
+    def tensor(self, number: Any, dtypes: Sequence[str], shape: Sequence[int | None] | None) -> Tensor:
+        """A section as a tensor of its own. shape: None for an axis that may have any length, or where all may."""
         name = self.header["sections"][number][0] if _count(number) and number < len(self.arrays) else ""
         if name not in dtypes:
             raise CorruptStream(f"section {str(number)[:20]} is {name or 'not there'}; {' or '.join(dtypes)} is right")
-        found = self.array(number, name, len(shape))
-        if any(want not in (None, got) for want, got in zip(shape, found.shape, strict=True)):
+        found = self.array(number, name, None if shape is None else len(shape))
+        if shape is not None and any(want not in (None, got) for want, got in zip(shape, found.shape, strict=True)):
             raise CorruptStream(f"section {number} has shape {found.shape}; {tuple(shape)} is right")
         out = torch.from_numpy(found.copy())
         return out.view(torch.bfloat16) if name == "bfloat16" else out
@@ -393,10 +394,37 @@ def _read(data: Any, model: Any, recipe: Any, attention: str, mapped: bool) -> C
         for layer, entry in zip(made.layers, layers, strict=True):
             if entry is not None:
                 _layer_in(layer, entry, file)
+    _recurrent(made, model)
     there = [x for x in made.compressed if x.window is not None]
     if len({(x.n_seen, len(x.window.keys)) for x in there if x.window is not None}) > 1:
         raise CorruptStream("layers of different lengths, or of different batches")
     return made
+
+
+def _recurrent(cache: CompressedCache, model: Any) -> None:
+    """Check recurrent states against those that one token leaves in the model. Raises CorruptStream."""
+    mine = [x for x in cache.layers if any(getattr(x, "has_previous_state", {}).values())]
+    if not mine or not isinstance(model, torch.nn.Module):
+        return
+    n_batch = {len(x.window.keys) for x in cache.compressed if x.window is not None}
+    right = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(
+            input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), past_key_values=right, use_cache=True
+        )
+    for layer, other in zip(cache.layers, right.layers, strict=True):
+        for i in range(layer.number_of_states if layer in mine else 0):
+            for got, want in (
+                (layer.conv_states[i], other.conv_states[i]),
+                (layer.recurrent_states[i], other.recurrent_states[i]),
+            ):
+                seen, due = (None if t is None else (tuple(t.shape[1:]), t.dtype) for t in (got, want))
+                if seen != due or not layer.has_previous_state[i] or (got is not None and n_batch - {len(got)}):
+                    raise CorruptStream(f"a recurrent state of {seen}; {due} for each of {n_batch} sequences is right")
+            if layer.conv_kernel_size[i] != other.conv_kernel_size[i]:
+                raise CorruptStream(
+                    f"a convolution over {layer.conv_kernel_size[i]}; {other.conv_kernel_size[i]} is right"
+                )
 
 
 def _made(header: dict[str, Any], model: Any, recipe: Any, attention: str) -> CompressedCache:
@@ -425,9 +453,8 @@ def _made(header: dict[str, Any], model: Any, recipe: Any, attention: str) -> Co
     if made.recipe != name:
         raise ModelMismatch(f"the cache is of recipe {name!r}; this is {made.recipe!r}")
     if header["fitted"] != (made.fitted is not None) or header["codecs"] != _codecs(made):
-        raise ModelMismatch(
-            f"the cache of recipe {name!r} was coded by other codecs, {header['codecs']}; these are {_codecs(made)}"
-        )
+        theirs, ours = header["codecs"], _codecs(made)
+        raise ModelMismatch(f"the cache of recipe {name!r} was coded by other codecs, {theirs}; these are {ours}")
     if header["said"] != said(made.origin.recipe):
         raise ModelMismatch(
             f"the cache is of recipe {name!r} with {header['said']}; this is {said(made.origin.recipe)}"
@@ -449,20 +476,16 @@ def _settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:
 
     known = defaults(name)
     for key, value in settings.items():
+        if key not in known:
+            raise CorruptStream(f"recipe {name!r} has no setting {key[:40]!r}")
+        kinds = _KINDS.get(type(known[key]), (bool, int, float, str, type(None)))
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if key not in known or (number and not abs(value) < 1 << 31):
-            raise CorruptStream(f"setting {key[:40]!r} = {str(value)[:40]} of recipe {name!r}")
-        default = known[key]
-        kinds = (
-            (int, float)
-            if isinstance(default, float)
-            else (type(default), str, int, float, bool)[: 1 if default is not None else 5]
-        )
-        if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool) and default is not None:
-            raise CorruptStream(
-                f"setting {key!r} = {str(value)[:40]} of recipe {name!r}; one like {default!r} is right"
-            )
+        if type(value) not in kinds or (number and not abs(value) < 1 << 31):
+            raise CorruptStream(f"recipe {name!r}: {key} = {str(value)[:40]!r}; one like {known[key]!r} is right")
     return settings
+
+
+_KINDS: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
 
 
 _LAYER = {"seen": int, "heads": int, "d": int, "d_value": int, "dtype": str, "window": list, "sinks": (list, type(None)),
@@ -551,10 +574,7 @@ def _states_in(layer: Any, entry: Any, file: _File) -> None:
             (recurrent, layer.recurrent_states, layer.is_recurrent_states_initialized),
         ):
             if number is not None:
-                shape = file.array(
-                    number, file.header["sections"][number][0] if _count(number) and number < len(file.arrays) else ""
-                ).shape
-                into[i], known[i] = file.tensor(number, DTYPES[3:], (None,) * len(shape)), True
+                into[i], known[i] = file.tensor(number, DTYPES[3:], None), True
                 layer.device, layer.dtype = torch.device("cpu"), into[i].dtype
         layer.conv_kernel_size[i], layer.has_previous_state[i] = kernel, previous
 
@@ -624,7 +644,8 @@ def _order_in(number: Any, shape: tuple[int, int], n: int, file: _File) -> np.nd
 
 
 def _pages_in(past: PagedPast, shape: tuple[int, int], entry: Any, n_batch: int, file: _File) -> None:
-    kinds = {"tokens": int, "dropped": int, "exact": int, "codes": int, "norms": (int, type(None)), "order": int}
+    kinds = {"tokens": int, "dropped": int, "exact": int, "broken": list, "codes": int, "norms": (int, type(None)),
+             "order": int}  # fmt: skip
     said = _checked(entry, kinds, "pages")
     n_heads, tokens, dropped = shape[0], said["tokens"], said["dropped"]
     if tokens > 1 << 40 or dropped * BLOCK > tokens:
@@ -644,11 +665,16 @@ def _pages_in(past: PagedPast, shape: tuple[int, int], entry: Any, n_batch: int,
     keep = (lambda a: a) if file.mapped else np.copy  # one by one, so that each can be let go of
     pages = [Page.of(keep(codes[i]), None if norms is None else keep(norms[i])) for i in range(len(codes))]
     past.pages = [[pages[i] for i in row] for row in order]
-    past.n_tokens, past.dropped, past.exact = tokens, dropped, said["exact"]
+    past.n_tokens, past.dropped, past.exact, past.broken = (
+        tokens,
+        dropped,
+        said["exact"],
+        _heads_in(said["broken"], n_heads),
+    )
 
 
 def _runs_in(past: CodedPast, shape: tuple[int, int], entry: Any, n_batch: int, file: _File) -> None:
-    kinds = {"exact": int, "bounds": int, "order": int, "configs": list, "shares": int}
+    kinds = {"exact": int, "broken": list, "bounds": int, "order": int, "configs": list, "shares": int}
     said = _checked(entry, kinds, "runs")
     bounds = file.array(said["bounds"], "int64")
     bounds = bounds.reshape(-1, 2) if bounds.size else np.empty((0, 2), np.int64)
@@ -666,7 +692,13 @@ def _runs_in(past: CodedPast, shape: tuple[int, int], entry: Any, n_batch: int, 
         got = tuple(decoded(c, past.codec).shape)
         if len(got) != 3 or (got[0], got[2]) != shape or got[1] < longest.get(id(c), 0):
             raise CorruptStream(f"a share decodes to {got}; {shape[0]} heads of {shape[1]} values are right")
-    past.runs, past.exact = runs, said["exact"]
+    past.runs, past.exact, past.broken = runs, said["exact"], _heads_in(said["broken"], shape[0])
+
+
+def _heads_in(heads: list[Any], n_heads: int) -> set[int]:
+    if not all(_count(h) and h < n_heads for h in heads):
+        raise CorruptStream(f"heads {str(heads)[:40]} of {n_heads}")
+    return set(heads)
 
 
 def _shares_in(codec: Stage, configs: list[Any], data: bytes) -> list[Share]:
@@ -764,8 +796,6 @@ def load_fitted(path: str | os.PathLike[str], recipe: CacheRecipe | None = None)
         ends = {k: found["said"].get(k) for k in ("window", "sinks")}
         if not all(map(_count, ends.values())):
             raise CorruptStream(f"{path}: window and sinks are {ends}")
-        from dataclasses import replace
-
         recipe = replace(recipe, **ends)
     if found["said"] != said(recipe):
         raise ModelMismatch(

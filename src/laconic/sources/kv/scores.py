@@ -43,7 +43,7 @@ def received(
         accumulated:  Σ_k A_ki                     normalized:  Σ_k A_ki / number of probes k ≥ i
 
     A column of a causal attention matrix has the fewer entries the later its token comes, so that the sum favours early tokens.
-    A token that no probe sees yet counts as the most salient.
+    A token that no probe sees yet counts more than any other.
 
     keys: (first position, (n_batch, n_heads, n, d) float32, rotated) of everything that the probes may see, in pieces.
     Source: He et al. 2024, ZipCache (2405.14256), eq. 8 and section 4.3 (probe tokens).
@@ -62,4 +62,4 @@ def received(
     total, viewers = weights[..., inside].sum((1, 2)), seen[:, inside].sum(0)
     if score == "normalized":
         total = total / viewers.clamp(min=1)
-    return total.masked_fill(viewers == 0, torch.inf)
+    return torch.where(viewers == 0, total.amax() + 1, total)

@@ -41,7 +41,8 @@ class Store(Protocol):
     """Coded tokens of one layer, keys and values. Positions count from the first token that was stored, at `first`.
 
     `append` is told more by name where the recipe asks for it: `inputs` of the layer, `probes` to judge tokens by. A store
-    that does not hand out every token has `parts` (see `attention._codes`) and refuses `tile`.
+    that does not hand out every token has `parts` (see `attention._codes`) and refuses `tile`. One that can be saved has
+    `pasts`, which hold all of it but `first` and `shift`, and their `shapes`.
     """
 
     @property
@@ -84,9 +85,24 @@ class PairStore:
         return self.keys.nbytes + self.values.nbytes
 
     @property
+    def pasts(self) -> tuple[Past, Past]:
+        """What a file of the store holds."""
+        return self.keys, self.values
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Heads and values of a vector of each past."""
+        return (self.site.n_heads, self.site.d), (self.site.n_heads, self.site.d_value)
+
+    @property
     def exact(self) -> int:
         """Groups (tokens, where codes lie in pages) with NaN or Inf."""
         return self.keys.exact + self.values.exact
+
+    @property
+    def broken(self) -> set[int]:
+        """Heads that brought them."""
+        return self.keys.broken | self.values.broken
 
     @property
     def paged(self) -> bool:

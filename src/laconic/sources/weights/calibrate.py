@@ -16,7 +16,8 @@ PART = 1 << 15  # characters that are tokenized at once, to the end of a line
 WINDOWS = 128
 WINDOW = 512  # tokens
 BATCH_TOKENS = 512  # products run no slower than with more, and what a block computes is small beside the interpreter
-ITEM_TOKENS = 64  # for how many tokens a picture, or a sequence of vectors, is taken
+BATCH_ITEMS = 64  # of pictures and other inputs that are not tokens
+ITEM_TOKENS = 64  # for how many tokens such an input counts
 
 
 def read_text(path: str | PathLike[str]) -> str:
@@ -102,8 +103,9 @@ def batches(inputs: Any, tokens: int = BATCH_TOKENS) -> list[dict[str, Any]]:
 
     if isinstance(inputs, torch.Tensor):
         key = "" if inputs.is_floating_point() else "input_ids"
-        each = ITEM_TOKENS if inputs.ndim > 2 else 1 if inputs.is_floating_point() else inputs.shape[-1]
-        size = _divisor(len(inputs), max(1, tokens // each))
+        ids = inputs.ndim == 2 and not inputs.is_floating_point()
+        most = tokens // inputs.shape[1] if ids else tokens * BATCH_ITEMS // BATCH_TOKENS
+        size = _divisor(len(inputs), max(1, most))
         return [{key: b} for b in inputs.split(size)]
     if isinstance(inputs, dict):
         return [inputs]
@@ -114,6 +116,16 @@ def batches(inputs: Any, tokens: int = BATCH_TOKENS) -> list[dict[str, Any]]:
     raise BadInput(
         f"calibration of type {type(inputs).__name__}; a tensor, a dict of tensors or a list of them is wanted"
     )
+
+
+def n_tokens(batch: dict[str, Any]) -> int:
+    """What a batch holds: tokens, or as many as its items count for."""
+    import torch
+
+    first = next((v for v in batch.values() if isinstance(v, torch.Tensor)), None)
+    if first is None or first.is_floating_point():
+        return ITEM_TOKENS * (1 if first is None else len(first))
+    return first.numel()
 
 
 def _divisor(n: int, most: int) -> int:

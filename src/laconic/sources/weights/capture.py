@@ -106,7 +106,8 @@ class Moments:
     """Second moments of the inputs of matrices, in float32; matrices that share an input share one.
 
     count: number of inputs that each matrix met. clean: what the original blocks would have given the matrices in this batch,
-    by name; where it is, Σ (x_f − x)ᵀ x is summed into `cross`.
+    by name; where it is, Σ (x_f − x)ᵀ x is summed into `cross`. pooled, n_pooled: the same as total and count of the mean over
+    the positions of an input, where a convolution has several.
     """
 
     def __init__(self) -> None:
@@ -116,6 +117,8 @@ class Moments:
         self.weights: Tensor | None = None  # (n_tokens,) of the batch that runs now
         self.clean: dict[str, Tensor] = {}
         self.cross: dict[str, Tensor] = {}
+        self.pooled: dict[str, Tensor] = {}
+        self.n_pooled: dict[str, float] = {}
         self._batch: dict[tuple[int, Any], tuple[Tensor, str]] = {}
 
     def new_batch(self, weights: Tensor | None = None) -> None:
@@ -140,15 +143,25 @@ class Moments:
             gram = x.T @ x
         self.total[name] = gram if name not in self.total else self.total[name].add_(gram)
         self.count[name] = self.count.get(name, 0) + x.shape[0]
+        if (n := positions(matrix, out)) > 1:
+            mean = x.reshape(out.shape[0], n, -1, x.shape[1]).mean(1).reshape(-1, x.shape[1])
+            gram = mean.T @ mean
+            self.pooled[name] = gram if name not in self.pooled else self.pooled[name].add_(gram)
+            self.n_pooled[name] = self.n_pooled.get(name, 0) + len(mean)
         if (original := self.clean.get(matrix.name)) is not None and original.shape == x.shape:
             moved = (original - x).T @ x
             self.cross[name] = moved if name not in self.cross else self.cross[name].add_(moved)
 
-    def hessian(self, name: str) -> Tensor | None:
+    def hessian(self, name: str, coherence: float = 0.0) -> Tensor | None:
         """E[x xᵀ] at a matrix, what few inputs leave open drawn to the diagonal; None where it met nothing.
 
         From n inputs of width k the off-diagonal is k / (k + n) less than was counted: nothing to speak of where tokens are
         many, and all the difference for a head that sees one vector a picture.
+
+        coherence c, of the gradients at the n positions of a convolution: errors that all positions have in common add up
+        before they are squared, (1 − c) E[x xᵀ] + c n E[m mᵀ] with m = mean of x over positions. Of the latter, whose inputs
+        are n times fewer, k / (k + their number) is taken to lie as E[x xᵀ] does.
+        Source: Eschenhagen et al. 2023 (2311.00636), section 3: "expand" is c = 0, "reduce" is c = 1. Differs: between them.
         """
         leader = self.leader.get(name, name)
         n = self.count.get(leader, 0)
@@ -156,7 +169,13 @@ class Moments:
             return None
         h = self.total[leader] / n
         share = len(h) / (len(h) + n)
-        return (1 - share) * h + share * h.diagonal().diag()
+        h = (1 - share) * h + share * h.diagonal().diag()
+        if not coherence or leader not in self.pooled:
+            return h
+        few = self.n_pooled[leader]
+        mean, share = self.pooled[leader] / few, len(h) / (len(h) + few)
+        alike = h * (mean.trace() / h.trace().clamp(min=1e-30))
+        return (1 - coherence) * h + coherence * (n / few) * ((1 - share) * mean + share * alike)
 
     def drift(self, name: str) -> Tensor | None:
         """E[(x_f − x) xᵀ] at a matrix; None where it was not listened for."""
@@ -186,11 +205,24 @@ class Frequencies:
             self.count[matrix.name] = n + self.count[matrix.name] if matrix.name in self.count else n
 
 
+def positions(matrix: Matrix, out: Tensor) -> int:
+    """At how many positions of one input a convolution is; 1 for other matrices, whose positions are inputs of their own."""
+    return out[0, 0].numel() if matrix.layout == "kernel" and len(out) else 1
+
+
 class Gradients:
-    """Mean squared gradients at the outputs of matrices, by row: (n_out,) each. Embeddings: by column, (n_in,)."""
+    """Squared gradients at the outputs of matrices, by row: (n_out,) each. Embeddings: by column, (n_in,).
+
+    shared: of convolutions, the part that the positions of an input have in common, over all rows.
+    """
 
     def __init__(self) -> None:
         self.total: dict[str, Tensor] = {}
+        self.shared: dict[str, float] = {}
+
+    def coherence(self) -> dict[str, float]:
+        """Mean correlation of the gradients at two positions of an input: 0 independent of each other, 1 all the same."""
+        return {k: min(max(s / max(float(self.total[k].sum()), 1e-30), 0.0), 1.0) for k, s in self.shared.items()}
 
     def __call__(self, matrix: Matrix, x: Tensor, out: Tensor) -> None:
         axis = 1 if matrix.layout == "kernel" else -1
@@ -198,6 +230,9 @@ class Gradients:
         def back(g: Tensor) -> None:
             rows = g.detach().movedim(axis, -1).reshape(-1, g.shape[axis]).square().sum(0)
             self.total[matrix.name] = self.total[matrix.name] + rows if matrix.name in self.total else rows
+            if (n := positions(matrix, g)) > 1:  # Σ over pairs of positions, of the mean pair as of the mean square
+                pairs = float(g.detach().flatten(2).sum(2).square().sum()) - float(rows.sum())
+                self.shared[matrix.name] = self.shared.get(matrix.name, 0.0) + pairs / (n - 1)
 
         if not out.requires_grad and out.is_leaf:
             out.requires_grad_(True)

@@ -45,7 +45,7 @@ PACKET_BYTES = 130  # header, framing and checksums of a packet
 TOLERANCE = 0.01  # bits a parameter
 TOLERATED_BYTES = 2048  # which is more than that for models below 1.6 million parameters
 FALLBACK = "ectcq"  # the codec of a matrix whose shape the recipe's refuses
-FISHER_BATCHES = 32
+FISHER_TOKENS = 1 << 14  # that the pass back sees
 # Rows of an embedding or a head that calibration hardly met will be met later, and a row that is rounded away costs more than the
 # quadratic model knows: with weights as counted a 2.5-bit embedding cost .098 nats, with a floor of .1 to 1 of the mean .025.
 RARE, ROW_FLOOR = 5.0, 0.3
@@ -266,9 +266,7 @@ def calibration_key(calibration: Any) -> str:
 
 
 def release() -> None:
-    """Give freed memory back to the system: glibc keeps it where the next phase, with arrays of other sizes,
-    has no use for it.
-    """
+    """Give freed memory back to the system: glibc keeps it where the next phase, whose arrays differ, has no use for it."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
 
@@ -306,8 +304,8 @@ class Run:
         self.codecs = store.read_codecs({"codecs": self.journal.codecs})
 
     def fisher_batches(self) -> int:
-        """Batches of the pass back."""
-        return min(FISHER_BATCHES, len(self.batches)) if self._needs_fisher() else 0
+        """Batches of the pass back, over all processes."""
+        return -(-FISHER_TOKENS // calibrate.n_tokens(self.batches[0]))
 
     # ---- the plan
 
@@ -339,7 +337,7 @@ class Run:
         if m.role == "embedding":
             return self._embedding(m, f)
         if hessian is None:
-            hessian = f.moments.hessian(m.name)
+            hessian = f.moments.hessian(m.name, self.coherence(m))
         if hessian is None:
             hessian = self._like(m, f.moments.hessian)
         found = f.rows.get(m.name)
@@ -350,6 +348,10 @@ class Run:
         return policies.Sensitivity(
             hessian if hessian is not None else torch.eye(m.shape[1]), found.clamp(min=max(floor, 1e-20))
         )
+
+    def coherence(self, m: Matrix) -> float:
+        """What the Hessian of a convolution has to know of its gradients; published recipes take inputs as their papers do."""
+        return self.fisher.coherence.get(m.name, 0.0) if self.fisher and self.recipe.statistics.fisher else 0.0
 
     def _embedding(self, m: Matrix, f: Fisher) -> policies.Sensitivity:
         """Rows that are looked up, each as often as it occurs; where the head shares them, its error as well."""
@@ -537,9 +539,8 @@ class Run:
         tuning = Tuning(self)
         before = tuning.judge()
         tune(tuning)
-        return tuning.commit(), (
-            f"tuned: KL {before:.4f} to {tuning.judge():.4f} nats on calibration inputs set aside",
-        )
+        said = f"tuned: KL {before:.4f} to {tuning.judge():.4f} nats on calibration inputs set aside"
+        return tuning.commit(), (said,)
 
     def check_budget(self) -> None:
         """Raise BadConfig where the packets missed the budget by more than the tolerance."""
@@ -572,11 +573,11 @@ class Run:
 
     def run(self) -> None:
         """All units from where the journal stands."""
-        if self._needs_fisher() and self.walk is not None:
+        if self.needs_fisher() and self.walk is not None:
             self._tick(0, 0, "statistics")
             folder = self.work / "fisher"
             shutil.rmtree(folder, ignore_errors=True)
-            self.fisher = self.walk.fisher(folder, FISHER_BATCHES, lambda what: self._tick(0, 0, what))
+            self.fisher = self.walk.fisher(folder, self.fisher_batches(), lambda what: self._tick(0, 0, what))
             shutil.rmtree(folder, ignore_errors=True)
             release()
         self.plan()
@@ -595,7 +596,8 @@ class Run:
                 shutil.rmtree(self._spool(u - 1, kind), ignore_errors=True)
         self._tick(total, total, "")
 
-    def _needs_fisher(self) -> bool:
+    def needs_fisher(self) -> bool:
+        """Whether there is a pass back: to share out a budget, or for the codec."""
         return self.job.bits is not None or self.recipe.statistics.fisher
 
     def _spool(self, u: int, kind: str = "hidden") -> Path:
@@ -697,7 +699,7 @@ class Run:
         self, ms: list[Matrix], moments: Moments, packets: dict[str, bytes], tick: Callable[[int, str], None]
     ) -> None:
         def one(m: Matrix) -> tuple[bytes, Row]:
-            h, notes = moments.hessian(m.name), []
+            h, notes = moments.hessian(m.name, self.coherence(m)), []
             if h is None and self.walk is not None and m.expert is not None:
                 h = self._like(m, moments.hessian)
                 how = "its neighbours' inputs stood in" if h is not None else "rounded without statistics"

@@ -87,12 +87,15 @@ def sum_moments(moments: Moments) -> None:
         dist.all_reduce(total)
         dist.all_reduce(count)
         moments.total[name], moments.count[name] = total, float(count)
-    crossed: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(crossed, {k: tuple(v.shape) for k, v in moments.cross.items()})
-    for name, shape in sorted({k: s for part in crossed for k, s in part.items()}.items()):
-        cross = moments.cross.get(name, torch.zeros(shape))
-        dist.all_reduce(cross)
-        moments.cross[name] = cross
+    for sums in (moments.cross, moments.pooled):
+        dist.all_gather_object(every, {k: tuple(v.shape) for k, v in sums.items()})
+        for name, shape in sorted({k: s for part in every for k, s in part.items()}.items()):
+            found = sums.get(name, torch.zeros(shape))
+            dist.all_reduce(found)
+            sums[name] = found
+    counts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(counts, moments.n_pooled)
+    moments.n_pooled = {k: sum(c.get(k, 0) for c in counts) for c in counts for k in c}
 
 
 def mean_fisher(fisher: Fisher) -> Fisher:
@@ -111,6 +114,9 @@ def mean_fisher(fisher: Fisher) -> Fisher:
         dist.all_reduce(fisher.frequencies[name])
     dist.all_reduce(fisher.looked_up)
     fisher.looked_up /= world
+    shared: list[Any] = [None] * world
+    dist.all_gather_object(shared, fisher.coherence)
+    fisher.coherence = {k: sum(s.get(k, 0.0) for s in shared) / world for s in shared for k in s}
     return fisher
 
 

@@ -67,8 +67,8 @@ class LaconicQuantizer(HfQuantizer):
         if not checkpoint_files or not str(checkpoint_files[0]).endswith(".safetensors"):
             raise BadInput("a compressed model is read from its safetensors files; name the folder")
         source = FolderSource(Path(checkpoint_files[0]).parent)
-        self.source, said = source, self.quantization_config
-        self.cut = None
+        self.source, self.cut = source, None
+        said: Any = self.quantization_config
         if said.bits is not None or said.max_bytes is not None:
             self.cut = Cutting(store.Packed(source.folder), said.bits, said.max_bytes)
         self.places = prepare(model, {k: source.shape(k)[0] for k in source if store.is_packet(k)})

@@ -48,14 +48,16 @@ class Reader:
         """
         if length < 2:
             raise BadConfig(f"a window of {length} tokens; the prefix and one that is predicted make 2")
+        if not 0 <= skip < length - 1:
+            raise BadConfig(f"{skip} of {length - 1} predicted tokens cannot be skipped; give 0 to {length - 2}")
         offsets = {"return_offsets_mapping": True} if self.tokenizer.is_fast else {}
         encoded = self.tokenizer(text, add_special_tokens=False, verbose=False, **offsets)
         ids = np.array(encoded["input_ids"], np.int64)
         if not len(ids):
             raise BadInput(f"{name} is empty; give a text of one token or more")
         step = min(length - 1, len(ids))
-        if not 0 <= skip < step:
-            raise BadConfig(f"{skip} of {step} predicted tokens cannot be skipped; give 0 to {step - 1}")
+        if skip >= step:
+            raise BadInput(f"{name} has {step} tokens; give more than the {skip} that are not counted")
         starts = range(0, len(ids) - step + 1, step)
         return [
             Window(np.concatenate([[self.prefix], ids[s : s + step]]), n)

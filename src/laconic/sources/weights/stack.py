@@ -53,7 +53,9 @@ def rank_levels(losses: Sequence[Sequence[float]], n_bytes: Sequence[int]) -> li
     >>> rank_levels([[9.0, 3.0, 2.0], [5.0, 2.0, 0.5]], [1, 1])
     [0, 1, 1, 0]
     """
-    slope, level, matrix = [], [], []
+    slope: list[float] = []
+    level: list[int] = []
+    matrix: list[int] = []
     for i, (one, size) in enumerate(zip(losses, n_bytes, strict=True)):
         found = np.asarray(one, np.float64)
         if found.ndim != 1 or len(found) < 2 or np.isnan(found).any() or size < 1:
@@ -61,7 +63,7 @@ def rank_levels(losses: Sequence[Sequence[float]], n_bytes: Sequence[int]) -> li
         slope += [np.inf, *_hull_slopes(found[1:] / size)]
         level += range(len(found) - 1)
         matrix += [i] * (len(found) - 1)
-    return [matrix[k] for k in np.lexsort((matrix, level, -np.asarray(slope)))]
+    return [matrix[k] for k in np.lexsort((np.array(matrix), np.array(level), -np.array(slope)))]
 
 
 def _hull_slopes(losses: np.ndarray) -> list[float]:

@@ -53,7 +53,8 @@ class Loaded:
                 name = f"{path}.{key}" if path else key
                 stored = net.aliases[name]
                 if stored not in self._stored:
-                    self._stored[stored] = nn.Parameter(net.value(name), requires_grad=False)
+                    # a module's tensors are the user's own
+                    self._stored[stored] = nn.Parameter(net.value(name).clone(), requires_grad=False)
                 module._parameters[key] = self._stored[stored]
 
     def parameter(self, m: Matrix) -> nn.Parameter:

@@ -38,7 +38,7 @@ def shift_norms(tuning: Tuning, samples: int = 16) -> list[str]:
             total += moved.sum(0)
             n += len(moved)
         with torch.no_grad():
-            tuning.gains[name] -= total / n
+            tuning.gains[name].sub_(total / n)
         tuning.keep(name)
     if tuning.judge() < before:
         return [name for _, name in found]

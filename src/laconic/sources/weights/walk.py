@@ -235,7 +235,8 @@ class Walk:
                     grads.put(i, hidden.grad)
         looked_up = sum(_column_power(grads.get(i)) for i in range(n)) / max(n_tokens, 1)
         rows = {k: g / n_tokens for k, g in gradients.total.items()}
-        return distributed.mean_fisher(Fisher(rows, moments, frequencies.count, torch.as_tensor(looked_up)))
+        found = Fisher(rows, moments, frequencies.count, torch.as_tensor(looked_up), gradients.coherence())
+        return distributed.mean_fisher(found)
 
 
 @dataclass
@@ -244,13 +245,14 @@ class Fisher:
 
     rows: (n_out,) of every matrix, mean over tokens of the squared gradient at its outputs. moments: of the original
     model's inputs. frequencies: (n_rows,) how often an embedding's rows were looked up. looked_up: (n_hidden,) squared
-    gradient at the chain's entry, where embeddings are added.
+    gradient at the chain's entry, where embeddings are added. coherence: of the gradients at a convolution's positions.
     """
 
     rows: dict[str, Tensor]
     moments: Moments
     frequencies: dict[str, Tensor]
     looked_up: Tensor
+    coherence: dict[str, float]
 
 
 class _LazyCapture(Capture):

@@ -63,4 +63,5 @@ class Whole:
                     out = call(model, batch)
                 pull_back(out, distributed.place(i))
         rows = {k: g / max(n_rows, 1) for k, g in gradients.total.items()}
-        return distributed.mean_fisher(Fisher(rows, moments, frequencies.count, torch.zeros(0)))
+        found = Fisher(rows, moments, frequencies.count, torch.zeros(0), gradients.coherence())
+        return distributed.mean_fisher(found)

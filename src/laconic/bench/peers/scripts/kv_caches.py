@@ -65,18 +65,18 @@ def without_compiler() -> None:
 
 def main() -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from laconic.bench.tinystories import open_model
     from laconic.sources.kv.evaluate import Settings, evaluate
     from laconic.sources.kv.recall import recall
     from laconic.sources.kv.recall_tasks import make_tasks
     from laconic.sources.weights.reading import Reader
 
     job = json.loads(Path(sys.argv[1]).read_text())
-    without_compiler()
+    if any(setting["backend"] == "quanto" for setting in job["caches"].values()):
+        without_compiler()
     torch.set_num_threads(job["threads"])
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32).eval()
-    words = AutoTokenizer.from_pretrained(job["model"])
+    model, words = open_model(Path(job["model"]))
     caches = {
         label: lambda setting=setting: quantized_cache(model.config, setting)
         for label, setting in job["caches"].items()
