@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import BadConfig
+from ..core.errors import BadConfig, CodecError
 from ..sources.kv.evaluate import CacheScore, Settings, evaluate
 from ..sources.kv.recall import Recall, recall
 from ..sources.kv.recall_tasks import TASKS, make_tasks
@@ -65,7 +65,7 @@ def long_context() -> Iterator[Row]:
     try:
         theirs = kv_peers.recalled(folder, _english(), ("quanto:2",), list(TASKS), 40, length, 20)
         beside = [replace(a, caches=a.caches + b.caches) for a, b in zip(found, theirs, strict=True)]
-    except BadConfig as e:
+    except CodecError as e:  # no environment, or lengths that its groups do not divide
         print(e, file=sys.stderr)
     for task in beside:
         yield from _recall_rows(task)
@@ -74,7 +74,7 @@ def long_context() -> Iterator[Row]:
 def memory() -> Iterator[Row]:
     """What a cache of 16,384 tokens of a 1 B Llama's shape adds to a process."""
     plain = in_fresh_process(Job("none", 16384))
-    ours = in_fresh_process(Job("auto:3", 16384))
+    ours = in_fresh_process(Job("auto:3", 16384, all_in=True))
     yield Row("uncompressed cache, 1 B shape, 16 k tokens: the process holds", plain.held / 1e6, "MB")
     yield Row("auto at 3 bits: the process holds", ours.held / 1e6, "MB", "the cache says", ours.said / 1e6)
     yield Row("auto at 3 bits: of the uncompressed", ours.held / plain.held, "×", target=("<=", 0.21))
@@ -92,7 +92,7 @@ def _written(folder: Path, text: str) -> Path:
 
 
 def _peers(folder: Path, texts: Mapping[str, str], names: Sequence[str], settings: Settings) -> list[CacheScore]:
-    """None of them where their environment is not there, and a word of it."""
+    """None of them where their environment has not been built, and a word of it."""
     try:
         return kv_peers.score(folder, texts, names, replace(settings, noise=False))
     except BadConfig as e:

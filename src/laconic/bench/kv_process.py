@@ -31,7 +31,8 @@ STATUS = Path("/proc/self/status")
 class Job:
     """cache: a spec of `kv_caches`. steps: tokens to decode behind the context, 0 to measure memory alone.
 
-    layers: of the model that decodes and of the cache; dtype: of weights, keys and values.
+    layers: of the model that decodes and of the cache; dtype: of weights, keys and values. all_in: the bits of the spec have
+    windows and sinks in them, at this context.
     """
 
     cache: str
@@ -40,6 +41,7 @@ class Job:
     steps: int = 0
     dtype: str = "bfloat16"
     threads: int = 2
+    all_in: bool = False
 
     def __post_init__(self) -> None:
         if min(self.context, self.layers, self.threads) < 1 or self.steps < 0:
@@ -93,12 +95,12 @@ def measure(job: Job) -> Occupied:
     config = LlamaConfig(num_hidden_layers=job.layers, max_position_embeddings=2 * job.context, **SHAPE)
     model = _model(config, dtype) if job.steps else None
     (spec,) = parse(job.cache)
-    make = maker(spec, config if model is None else model)
+    make = maker(spec, config if model is None else model, context=job.context if job.all_in else None)
     with torch.inference_mode():
-        small = make()
-        fill(small, config, min(job.context, 1024), dtype)
-        _decode(model, small, 2)
-        del small
+        first = make()
+        fill(first, config, job.context, dtype)  # as long as the next: libraries' work space grows with what they are given
+        _decode(model, first, 2)
+        del first
         base = _settled()
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         start = time.perf_counter()

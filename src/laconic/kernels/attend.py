@@ -59,20 +59,20 @@ _SHORT = 32767
 class Decoder(NamedTuple):
     """How codes of n_heads × r coordinates become vectors of d channels.
 
-    bits: uint8 (n_heads, r). levels: [head][coordinate], float32 (2^bits,). synthesis: float32 (n_heads, r, d).
-    mean: float32 (n_heads, d). What follows is arranged for the kernels: coordinates of equal bits in pairs by rising bits,
-    those of 0 bits left out, an odd one paired with nothing. slots: int64 (n_heads, n_slots): the coordinate, −1 for none.
-    basis: float32 (n_heads, n_slots, d): synthesis times what levels are a multiple of. ends: int64 (n_heads, 9): pairs of up
-    to so many bits. at, table_at: int64 (n_heads, n_slots / 2, 2): where codes lie in a block, and levels in `tables` (int16).
-    head_at: int64 (n_heads,): bytes of a block that other heads take before this one.
+    bits: uint8 (n_heads, r). levels: float32, the 2^bits of one coordinate behind those of the one before. synthesis: float32
+    or float16 (n_heads, r, d). mean: float32 (n_heads, d). What follows is arranged for the kernels: coordinates of equal bits
+    in pairs by rising bits, those of 0 bits left out, an odd one paired with nothing. slots: int16 (n_heads, n_slots): the
+    coordinate, −1 for none. step: float32 (n_heads, n_slots): what its levels are a multiple of. ends: int64 (n_heads, 9):
+    pairs of up to so many bits. at, table_at: int64 (n_heads, n_slots / 2, 2): where codes lie in a block, and levels in
+    `tables` (int16). head_at: int64 (n_heads,): bytes of a block that other heads take before this one.
     """
 
     bits: np.ndarray
-    levels: list[list[np.ndarray]]
+    levels: np.ndarray
     synthesis: np.ndarray
     mean: np.ndarray
     slots: np.ndarray
-    basis: np.ndarray
+    step: np.ndarray
     ends: np.ndarray
     at: np.ndarray
     table_at: np.ndarray
@@ -83,48 +83,73 @@ class Decoder(NamedTuple):
     def of(
         cls,
         bits: np.ndarray,
-        levels: Sequence[Sequence[np.ndarray]],
+        levels: Sequence[Sequence[np.ndarray]] | np.ndarray,
         synthesis: np.ndarray,
         mean: np.ndarray | None = None,
     ) -> "Decoder":
-        """bits: uint8 (n_heads, r); levels[h][j]: up to 2^bits floats; synthesis: (n_heads, r, d), or (r, d) for all heads.
+        """bits: uint8 (n_heads, r); levels[h][j]: up to 2^bits floats, or all in a row as they are kept; synthesis:
+        (n_heads, r, d), or (r, d) for all heads. Arrays that have the right form are kept, not copied.
 
         A coordinate of 0 bits is reconstructed as 0, whatever levels it has: its mean belongs into `mean`.
         """
         n_heads, r = bits.shape
-        synthesis = np.ascontiguousarray(np.broadcast_to(synthesis, (n_heads, *synthesis.shape[-2:])), np.float32)
+        kind = np.float16 if synthesis.dtype == np.float16 else np.float32
+        synthesis = np.ascontiguousarray(np.broadcast_to(synthesis, (n_heads, *synthesis.shape[-2:])), kind)
         d = synthesis.shape[2]
         mean = np.zeros((n_heads, d), np.float32) if mean is None else np.ascontiguousarray(mean, np.float32)
         if bits.dtype != np.uint8 or (bits.size and int(bits.max()) > 8) or synthesis.shape[1] != r:
             raise BadConfig(f"bits {bits.dtype}{bits.shape}, synthesis {synthesis.shape}; uint8 0 … 8 a row is right")
         if mean.shape != (n_heads, d) or not np.isfinite(mean).all() or not np.isfinite(synthesis).all():
             raise BadConfig(f"means {mean.shape}, synthesis {synthesis.shape}; finite ({n_heads}, {d}) is right")
-        kept = [[_full(levels[h][j], int(bits[h, j])) for j in range(r)] for h in range(n_heads)]
+        if not isinstance(levels, np.ndarray):
+            levels = np.concatenate([_full(levels[h][j], int(bits[h, j])) for h in range(n_heads) for j in range(r)])
+        starts = _starts(bits)
+        if levels.shape != (int((1 << bits.astype(np.int64)).sum()),) or not np.isfinite(levels).all():
+            raise BadConfig(f"levels of shape {levels.shape}; a finite one for every code is right")
         slots, ends = _slots(bits)
         first = np.cumsum(8 * bits.astype(np.int64), 1) - 8 * bits
-        at, table_at, basis = np.zeros_like(slots), np.zeros_like(slots), np.zeros((*slots.shape, d), np.float32)
+        at, table_at = np.zeros((2, *slots.shape), np.int64)
+        steps = np.zeros(slots.shape, np.float32)
         parts, total = [], 0
         for h, i in np.ndindex(slots.shape):
             j = slots[h, i]
             near = j if j >= 0 else slots[h, i - 1]  # what is paired with nothing reads its neighbour's codes
             if near < 0:
                 continue
-            whole, step = _whole(kept[h][near]) if j >= 0 else (np.zeros(1 << bits[h, near], np.int16), 0.0)
+            mine = levels[starts[h, near] : starts[h, near] + (1 << int(bits[h, near]))]
+            whole, steps[h, i] = _whole(mine) if j >= 0 else (np.zeros(len(mine), np.int16), 0.0)
             at[h, i], table_at[h, i] = first[h, near], total
-            basis[h, i] = step * synthesis[h, near]
             parts.append(_arranged(whole))
             total += len(parts[-1])
         head_bytes = 8 * bits.sum(1, dtype=np.int64)
         at, table_at = (a.reshape(n_heads, -1, 2) for a in (at, table_at))
         tables = np.concatenate([*parts, np.zeros(2 * LANES, np.int16)])
         return cls(
-            bits, kept, synthesis, mean, slots, basis, ends, at, table_at, tables, np.cumsum(head_bytes) - head_bytes
+            bits, levels, synthesis, mean, slots, steps, ends, at, table_at, tables, np.cumsum(head_bytes) - head_bytes
         )
+
+    def basis(self) -> np.ndarray:
+        """float32 (n_heads, n_slots, d): the synthesis times the steps; not kept, as it would double the memory."""
+        n_heads, r, d = self.synthesis.shape
+        rows = np.maximum(self.slots, 0) + r * np.arange(n_heads)[:, None]  # int64
+        return self.synthesis.reshape(-1, d)[rows].astype(np.float32) * self.step[:, :, None]
+
+    def rows(self) -> list[list[np.ndarray]]:
+        """The levels of [head][coordinate]."""
+        r = self.bits.shape[1]
+        found = np.split(self.levels, _starts(self.bits).reshape(-1)[1:])
+        return [found[h * r : (h + 1) * r] for h in range(len(self.bits))]
 
     @property
     def block_bytes(self) -> int:
         """Bytes of a block, all heads."""
         return 8 * int(self.bits.sum(dtype=np.int64))
+
+
+def _starts(bits: np.ndarray) -> np.ndarray:
+    """Where the levels of each coordinate begin, (n_heads, r) int64."""
+    sizes = 1 << bits.astype(np.int64)
+    return (np.cumsum(sizes) - sizes.reshape(-1)).reshape(bits.shape)
 
 
 def _full(levels: np.ndarray, bits: int) -> np.ndarray:
@@ -148,7 +173,7 @@ def _slots(bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             ends[h, b] = len(found) // 2
         rows.append(found)
     n_slots = -(-max(map(len, rows)) // 8) * 8
-    return np.array([row + [-1] * (n_slots - len(row)) for row in rows], np.int64).reshape(len(bits), n_slots), ends
+    return np.array([row + [-1] * (n_slots - len(row)) for row in rows], np.int16).reshape(len(bits), n_slots), ends
 
 
 def _whole(levels: np.ndarray) -> tuple[np.ndarray, float]:
@@ -277,8 +302,8 @@ def _turn(inv_freq: bytes, factor: float) -> np.ndarray:
 
 def _chosen(decoder: Decoder, channels: np.ndarray, means: np.ndarray) -> tuple[np.ndarray, ...]:
     """chosen, counts, matrix, means and unit of a `Rope`."""
-    n_heads, n_slots, _ = decoder.basis.shape
-    basis = np.where(channels < 0, np.float32(0), decoder.basis[:, :, channels])  # (n_heads, n_slots, n_fours, 4)
+    n_heads, n_slots = decoder.slots.shape
+    basis = np.where(channels < 0, np.float32(0), decoder.basis()[:, :, channels])  # (n_heads, n_slots, n_fours, 4)
     whole, unit = _fitted(np.moveaxis(basis, 1, 3))
     matrix = _two(whole).reshape(n_heads, *channels.shape, n_slots // 2)
     used = (matrix != 0).any(2)
@@ -329,13 +354,13 @@ def _checked(q: np.ndarray, keys: Coded, values: Coded, n_tokens: int, mask: np.
 
 def _folded(q: np.ndarray, decoder: Decoder, n_tiles: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Queries in coordinates, as integers, and units and constants: the q and side of `attend_runs`."""
-    n_heads, n_slots, _ = decoder.basis.shape
+    n_heads, n_slots = decoder.slots.shape
     two, side = (
         np.zeros((n_heads, n_tiles, n_slots // 2, width), np.int32),
         np.zeros((n_heads, n_tiles, 2, width), np.float32),
     )
     constant = np.matmul(q, decoder.mean[:, :, None])[:, :, 0]
-    fold_queries(np.matmul(q, decoder.basis.swapaxes(1, 2)), constant, two, side)
+    fold_queries(np.matmul(q, decoder.basis().swapaxes(1, 2)), constant, two, side)
     return two, side
 
 
@@ -363,7 +388,7 @@ def attend(
     else:
         query, side = np.ascontiguousarray(q), np.empty((n_heads, n_tiles, 2, width), np.float32)
         turning = Turning(*(getattr(rope, name) for name in Turning._fields))
-    rows = values.decoder.basis.shape[1]
+    rows = values.decoder.slots.shape[1]
     acc = np.zeros((n_heads, n_runs, n_tiles * rows * width), np.float32)
     m, mass = np.empty((2, n_heads, n_runs, n_queries), np.float32)
     shared = min(threads, max(1, n_heads * n_runs))
@@ -372,7 +397,7 @@ def attend(
     out = np.empty((n_heads, n_queries, rows), np.float32)
     out_m, out_mass = np.empty((2, n_heads, n_queries), np.float32)
     merge_runs(acc, m, mass, width, out, out_m, out_mass)
-    mixed = np.matmul(out, values.decoder.basis)
+    mixed = np.matmul(out, values.decoder.basis())
     return mixed + out_mass[:, :, None] * values.decoder.mean[:, None], out_m, out_mass
 
 
@@ -386,7 +411,8 @@ def _pages_plain(coded: Coded, n_tokens: int, h: int) -> np.ndarray:
     start = int(d.head_at[h]) * coded.page_blocks
     codes = np.concatenate([page.reshape(-1)[start : start + size] for page in coded.kept[0]])
     index = unpack(codes, d.bits[h], len(coded.kept[0]) * coded.page_blocks * BLOCK)[:n_tokens]
-    y = np.stack([d.levels[h][j][index[:, j]] if b else np.zeros(n_tokens) for j, b in enumerate(d.bits[h])], 1)
+    rows = d.rows()[h]
+    y = np.stack([rows[j][index[:, j]] if b else np.zeros(n_tokens) for j, b in enumerate(d.bits[h])], 1)
     x = y.astype(np.float64) @ d.synthesis[h].astype(np.float64)
     if coded.scales.size:
         x *= np.concatenate([s[h] for s in coded.kept[1]])[:n_tokens, None].astype(np.float64)

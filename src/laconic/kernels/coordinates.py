@@ -253,6 +253,26 @@ class Thresholds(NamedTuple):
             fine[i, : len(thresholds[j])] = thresholds[j]
         return cls(counted, searched, np.ascontiguousarray(fine[:, 15::16]), fine)
 
+    @classmethod
+    def between(cls, levels: np.ndarray, sizes: np.ndarray) -> "Thresholds":
+        """Halfway between neighbours of finite ascending levels, float32, those of one coordinate behind those of the one before.
+
+        sizes: int64 (r,), how many each has, 1 to 256. The same as `of`, without a loop over coordinates.
+        """
+        halfway = (levels[1:] + levels[:-1]) / 2
+        coordinate = np.repeat(np.arange(len(sizes)), sizes)
+        number = np.arange(len(levels)) - (np.cumsum(sizes) - sizes)[coordinate]
+        inside = number[:-1] < sizes[coordinate[:-1]] - 1
+        halfway, number, coordinate = halfway[inside], number[:-1][inside], coordinate[:-1][inside]
+        few = sizes <= _COUNTED + 1
+        counted = np.full((int(sizes[few].max(initial=1)) - 1, len(sizes)), np.inf, np.float32)
+        is_few = few[coordinate]
+        counted[number[is_few], coordinate[is_few]] = halfway[is_few]
+        searched = np.flatnonzero(~few)
+        fine = np.full((len(searched), 256), np.inf, np.float32)
+        fine[np.searchsorted(searched, coordinate[~is_few]), number[~is_few]] = halfway[~is_few]
+        return cls(counted, searched, np.ascontiguousarray(fine[:, 15::16]), fine)
+
 
 @intrinsic
 def _below(typingctx, thresholds, at, x):

@@ -12,7 +12,7 @@ from laconic.core.errors import BadInput
 
 __all__ = [
     "group_errors", "group_errors_plain", "group_fit", "group_fit_plain", "group_moments", "group_moments_plain",
-    "rank", "rank_plain",
+    "lloyd", "lloyd_plain", "rank", "rank_plain",
 ]  # fmt: skip
 
 _RUN = 256
@@ -279,3 +279,38 @@ def group_fit_plain(
         a, b = step.astype(np.float64), 0.0 if offset is None else offset.astype(np.float64)
         error = wxx + a * a * wqq + b * b * w1 - 2 * (a * wxq + b * wx - a * b * wq)
     return step, offset, error
+
+
+@njit(cache=True, nogil=True)
+def lloyd(v, total, levels, rounds, least):
+    """Lloyd's iterations: levels go to the means of their cells, cells end halfway between levels; an empty cell keeps its level.
+
+    v: float64 (n,), ascending; total: float64 (n + 1,), sums of the values before each. levels: float64 (m,), ascending, moved in
+    place until none moves by more than `least`, or for so many rounds.
+    """
+    m = len(levels)
+    moved = np.empty(m)
+    for _ in range(rounds):
+        start, most = 0, 0.0
+        for k in range(m):
+            stop = len(v)
+            if k + 1 < m:
+                stop = np.searchsorted(v, (levels[k + 1] + levels[k]) / 2, side="right")
+            moved[k] = (total[stop] - total[start]) / (stop - start) if stop > start else levels[k]
+            most = max(most, abs(moved[k] - levels[k]))
+            start = stop
+        if most <= least:
+            return
+        for k in range(m):
+            levels[k] = moved[k] if k == 0 else max(moved[k], levels[k - 1])
+
+
+def lloyd_plain(v, total, levels, rounds, least):
+    """Like `lloyd`, in NumPy."""
+    for _ in range(rounds):
+        bounds = np.concatenate([[0], np.searchsorted(v, (levels[1:] + levels[:-1]) / 2, side="right"), [len(v)]])
+        count = np.diff(bounds)
+        moved = np.where(count > 0, np.diff(total[bounds]) / np.maximum(count, 1), levels)
+        if np.abs(moved - levels).max() <= least:
+            return
+        levels[:] = np.maximum.accumulate(moved)

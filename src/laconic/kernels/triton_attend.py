@@ -62,7 +62,7 @@ def on_device(coded: Coded, device: torch.device | str) -> DeviceCoded:
     decoder = coded.decoder
     bits = decoder.bits.astype(np.int64)
     sizes = 8 * bits.sum(1)
-    rows = [x for head in decoder.levels for x in head]
+    rows = [x for head in decoder.rows() for x in head]
     tables = [x if b else np.zeros(1) for x, b in zip(rows, bits.reshape(-1), strict=True)]
     lengths = np.array([len(x) for x in tables])
     starts = (np.cumsum(lengths) - lengths).reshape(bits.shape)

@@ -26,23 +26,31 @@ _ROUNDS = 40
 
 
 class Tables(NamedTuple):
-    """What reads codes. widths: uint8 (n_heads, r). levels: [head][coordinate], float32 (2^width,); (1,), a 0, for no bits."""
+    """What reads codes. widths: uint8 (n_heads, r). levels: float32, the 2^width of one coordinate behind those of the one
+    before, head by head; a single 0 for no bits.
+    """
 
     widths: np.ndarray
-    levels: list[list[np.ndarray]]
+    levels: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(n_heads, r) int64, how many levels each has."""
+        return 1 << self.widths.astype(np.int64)
 
     def lookup(self, index: np.ndarray) -> np.ndarray:
         """(n_heads, n, r) uint8 -> the levels, float32."""
-        out = np.empty(index.shape, np.float32)
-        for h, j in np.ndindex(self.widths.shape):
-            out[h, :, j] = self.levels[h][j][index[h, :, j]]
-        return out
+        sizes = self.sizes
+        starts = (np.cumsum(sizes) - sizes.reshape(-1)).reshape(sizes.shape)
+        return self.levels[starts[:, None] + index]
 
     def thresholds(self) -> list[Thresholds]:
         """Of every head, halfway between neighbouring levels, for `quantize_coordinates`."""
         from ..kernels.coordinates import Thresholds
 
-        return [Thresholds.of([(x[1:] + x[:-1]) / 2 for x in head]) for head in self.levels]
+        sizes = self.sizes
+        ends = np.cumsum(sizes.sum(1))
+        return [Thresholds.between(x, n) for x, n in zip(np.split(self.levels, ends[:-1]), sizes, strict=True)]
 
     @property
     def block_bytes(self) -> np.ndarray:
@@ -192,12 +200,13 @@ class CoordinateCodes(BlockCodes):
         sizes = np.where(self.widths > 0, 1 << self.widths.astype(np.int64), 0).reshape(-1)
         if self.points.shape != (int(sizes.sum()),) or not np.isfinite(self.points).all():
             raise error(f"levels of shape {self.points.shape} for rates that have {sizes.sum()}; finite ones are right")
-        found = np.split(self.points.astype(np.float32), np.cumsum(sizes)[:-1])
-        none = np.zeros(1, np.float32)
-        rows = [[p if len(p) else none for p in found[h * r : (h + 1) * r]] for h in range(n_heads)]
-        if any((np.diff(p) < 0).any() for head in rows for p in head):
+        levels = np.zeros(int((1 << self.widths.astype(np.int64)).sum()), np.float32)
+        coded = np.repeat(self.widths.reshape(-1) > 0, 1 << self.widths.reshape(-1).astype(np.int64))
+        levels[coded] = self.points
+        coordinate = np.repeat(np.arange(sizes.size), sizes)
+        if ((np.diff(self.points.astype(np.float32)) < 0) & (np.diff(coordinate) == 0)).any():
             raise error("levels that do not ascend")
-        return Tables(self.widths, rows)
+        return Tables(self.widths, levels)
 
     def coordinates(self, n_heads: int, n_bytes: int, n_blocks: int) -> int:
         if self.widths is None or self.widths.ndim != 2:
@@ -230,7 +239,7 @@ class LawCodes(BlockCodes):
             raise error(f"vectors of {r} coordinates; 2 or more are right")
         book = LloydMax(1 << int(self.bits), self.law, r if self.law == "sphere" else 0)
         points = book.points() * np.float32(math.sqrt(r) if self.law == "sphere" else 1)
-        return Tables(np.full((n_heads, r), int(self.bits), np.uint8), [[points] * r] * n_heads)
+        return Tables(np.full((n_heads, r), int(self.bits), np.uint8), np.tile(points, n_heads * r))
 
     def coordinates(self, n_heads: int, n_bytes: int, n_blocks: int) -> int:
         unit = BLOCK // 8 * int(self.bits) * n_heads * n_blocks
@@ -266,16 +275,12 @@ def _errors(rows: np.ndarray, stats: Stats | None) -> np.ndarray:
 
 def _trained(values: np.ndarray, n: int) -> np.ndarray:
     """n ascending levels for values of one coordinate, by Lloyd's iterations from those of a Gaussian."""
-    v = np.sort(values.astype(np.float64))
+    from ..kernels.scalar import lloyd
+
+    v = np.sort(values).astype(np.float64)
     if not len(v) or v[0] == v[-1]:
         return np.full(n, v.mean() if len(v) else 0.0)
-    total = np.append(0.0, np.cumsum(v))
-    levels = v.mean() + v.std() * LloydMax(n).points().astype(np.float64)
-    for _ in range(_ROUNDS):
-        bounds = np.concatenate([[0], np.searchsorted(v, (levels[1:] + levels[:-1]) / 2, side="right"), [len(v)]])
-        count = np.diff(bounds)
-        moved = np.where(count > 0, np.diff(total[bounds]) / np.maximum(count, 1), levels)
-        if np.abs(moved - levels).max() <= 1e-4 * v.std():
-            break
-        levels = np.maximum.accumulate(moved)
+    deviation = v.std()
+    levels = v.mean() + deviation * LloydMax(n).points().astype(np.float64)
+    lloyd(v, np.append(0.0, np.cumsum(v)), levels, _ROUNDS, 1e-4 * deviation)
     return levels

@@ -297,7 +297,8 @@ class CompressedLayer(CacheLayerMixin):
             if self.queries is not None:
                 metric = query_metric(self.queries.float(), self.site.n_heads, self.site.rope)
             # What is not finite is learned from as 0: it would spoil every statistic of its head.
-            finite = (t.masked_fill(~t.isfinite(), 0.0) for t in (before, values))
+            step = -(-keys.shape[-2] // LEARN_MOST)
+            finite = (t.masked_fill(~t.isfinite(), 0.0) for t in (before[:, :, ::step], values[:, :, ::step]))
             self.learned = codecs = self.plan.learn(*finite, metric)
         return self.made(codecs)
 
@@ -377,6 +378,7 @@ class CompressedLayer(CacheLayerMixin):
 
 PROBES = 256  # queries that are kept to look at
 LEARN_FROM = 256  # tokens; a basis learned from fewer costs more than it gains
+LEARN_MOST = 8192  # tokens of a prompt, evenly spread
 
 
 class CompressedSlidingLayer(CompressedLayer):

@@ -196,10 +196,10 @@ class PagedPast:
         self.analysis, self.shift = self._analysed(unit) - origin, origin  # (n_heads, d, r), (n_heads, 1, r)
         r = origin.shape[-1]
         self.tables = self.codes.tables(n_heads, r)
-        self.thresholds = self.tables.thresholds()
         mean = self._synthesized(torch.zeros(n_heads, 1, r))
         synthesis = self._synthesized(torch.eye(r).expand(n_heads, r, r).contiguous()) - mean
-        self.decoder = Decoder.of(self.tables.widths, self.tables.levels, synthesis.numpy(), mean[:, 0].numpy())
+        kept = _learned(codec, synthesis.numpy(), float(mean.abs().max()))
+        self.decoder = Decoder.of(self.tables.widths, self.tables.levels, kept, mean[:, 0].numpy())
         self.pages: list[list[Page]] = []
         self.n_tokens, self.dropped, self.exact = 0, 0, 0
         self.broken: set[int] = set()  # heads that brought NaN or Inf
@@ -224,9 +224,10 @@ class PagedPast:
             self.broken |= _broken(x)
             x = x.masked_fill(~finite, 0.0)
         self.pages = self.pages or [[] for _ in range(len(x))]
+        thresholds = self.tables.thresholds()
         for b in range(len(x)):
             y = torch.baddbmm(self.shift, x[b], self.analysis).numpy()
-            self._write(b, *self.codes.quantize(y, self.thresholds))
+            self._write(b, *self.codes.quantize(y, thresholds))
         self.n_tokens += x.shape[-2]
 
     def _write(self, b: int, index: np.ndarray, norms: np.ndarray | None) -> None:
@@ -269,7 +270,7 @@ class PagedPast:
                 norms = np.concatenate([p.norms for p in pages[first:last]], 1)  # type: ignore[arg-type]
                 y *= norms[:, :, None].astype(np.float32)
             y = y[:, skip : skip + stop - start]
-            out.append(torch.from_numpy(y @ self.decoder.synthesis + self.decoder.mean[:, None]))
+            out.append(torch.from_numpy(y @ self.decoder.synthesis.astype(np.float32) + self.decoder.mean[:, None]))
         return torch.stack(out)
 
     def _codes(self, b: int, first: int, last: int) -> np.ndarray:
@@ -311,6 +312,14 @@ class PagedPast:
         for stage in reversed(self.front):
             y = stage.decode(y, {})
         return y
+
+
+def _learned(codec: Stage, x: np.ndarray, mean: float) -> np.ndarray:
+    """The codec's own array where it says the same but for the rounding of what was added, so that it is held once."""
+    for _, a in codec.arrays().values():
+        if a is not None and a.shape == x.shape and np.allclose(a, x, rtol=0, atol=2.0**-22 * (mean + 1)):
+            return a
+    return x
 
 
 Past = CodedPast | PagedPast

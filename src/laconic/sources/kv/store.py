@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from .past import Past, past_for
+from .past import TILE, Past, past_for
 from .rope import Rope
 
 if TYPE_CHECKING:
@@ -134,10 +134,12 @@ class PairStore:
         softmax.merge(most, total, mixed)
 
     def append(self, keys: Tensor, values: Tensor, stats: Sequence[Stats | None] | None = None) -> None:
-        if self.site.rope is not None:
-            keys = self.site.rope.turn(keys, self._position(self.n_tokens), back=True)
-        self.keys.append(keys, stats)
-        self.values.append(values, stats)
+        size = TILE if self.paged else keys.shape[-2]  # what is computed on the way is larger than the codes by far
+        for k, v in zip(keys.split(size, 2), values.split(size, 2), strict=True):
+            if self.site.rope is not None:
+                k = self.site.rope.turn(k, self._position(self.n_tokens), back=True)
+            self.keys.append(k, stats)
+            self.values.append(v, stats)
 
     def tile(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         keys = self.keys.tile(start, stop)
