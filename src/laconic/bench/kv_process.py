@@ -98,7 +98,9 @@ def measure(job: Job) -> Occupied:
     make = maker(spec, config if model is None else model, context=job.context if job.all_in else None)
     with torch.inference_mode():
         first = make()
-        fill(first, config, job.context, dtype)  # as long as the next: libraries' work space grows with what they are given
+        fill(
+            first, config, job.context, dtype
+        )  # as long as the next: libraries' work space grows with what they are given
         _decode(model, first, 2)
         del first
         base = _settled()
