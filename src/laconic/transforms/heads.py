@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from ..core.errors import BadConfig, BadInput, CorruptStream
-from ..core.stage import Side, Stats, learned
+from ..core.stage import Leaf, Side, Stats, learned
 from .base import Transform, fitted, refuse
 
 if TYPE_CHECKING:
@@ -147,3 +149,26 @@ def _roots(metric: np.ndarray | None, d: int) -> tuple[np.ndarray, np.ndarray]:
     values, vectors = np.linalg.eigh((metric + metric.T) / 2)
     values = np.sqrt(np.maximum(values, _LEAST * max(values[-1], 1e-30)))
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
+
+
+@dataclass(frozen=True)
+class OneHead(Transform):
+    """(…, n, d) -> (1, N, d): all rows are the tokens of one head, for stages that learn head by head.
+
+    Side: the axes before the last, 8 bytes each. Errors pass unchanged.
+    """
+
+    side: ClassVar[Mapping[str, Leaf]] = {"rows": Leaf("int64", "header")}
+
+    def push(self, stats: Stats) -> Stats:
+        refuse(self, stats, "importance", "mask")
+        return stats
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Side]:
+        return x.reshape(1, -1, x.shape[-1]), {"rows": np.array(x.shape[:-1], np.int64)}
+
+    def decode(self, y: Tensor, side: Side) -> Tensor:
+        outer = tuple(int(n) for n in side["rows"].ravel())
+        if y.ndim != 3 or len(y) != 1 or min(outer, default=0) < 0 or math.prod(outer) != y.shape[1]:
+            raise CorruptStream(f"rows {outer} for an array of shape {tuple(y.shape)}")
+        return y.reshape(*outer, y.shape[-1])

@@ -1,0 +1,1 @@
+"""Embedding vectors: an index over any codec of vectors."""

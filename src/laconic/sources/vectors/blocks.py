@@ -1,0 +1,65 @@
+"""Blocks of coded vectors: the bytes that a codec gives for some thousand of them, opened only while they are read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ...core.errors import BadInput, CorruptStream, decode_budget
+from ...core.stage import Stage
+from ...core.wire import Reader, read_sections, write_sections
+
+ROWS = 8192  # vectors a block at most
+_WORKING_BYTES = 64 << 20
+
+
+class Block(NamedTuple):
+    """data: the sections of the codec, each with its checksum. numbers: int64 or int32 (n,), in the order of adding. list_: its
+    inverted list."""
+
+    data: bytes | memoryview
+    numbers: np.ndarray
+    list_: int = 0
+
+
+def encode_rows(stage: Stage, rows: np.ndarray) -> bytes:
+    """The sections of (n, dim) float32 rows."""
+    import torch
+
+    y, side = stage.encode(torch.from_numpy(rows))
+    return write_sections(stage, {**side, "payload": y})
+
+
+def decode_rows(stage: Stage, data: bytes | memoryview, n: int, dim: int) -> np.ndarray:
+    """(n, dim) float32 from sections. Raises CorruptStream for damage and for other shapes."""
+    with decode_budget(16 * n * dim + _WORKING_BYTES):
+        reader = Reader(data)
+        side = read_sections(stage, reader)
+        reader.finish()
+        rows = stage.decode(side.pop("payload"), side).numpy()
+    if rows.shape != (n, dim) or rows.dtype != np.float32:
+        raise CorruptStream(f"a block of {rows.dtype}{rows.shape}; float32 ({n}, {dim}) is right")
+    return rows
+
+
+def pieces(numbers: np.ndarray, lists: np.ndarray | None) -> list[tuple[int, np.ndarray]]:
+    """(list, places) of the blocks that rows fall into: at most `ROWS` each, all of one list."""
+    if lists is None:
+        return [(0, np.arange(at, min(at + ROWS, len(numbers)))) for at in range(0, len(numbers), ROWS)]
+    order = np.argsort(lists, kind="stable")
+    starts = np.flatnonzero(np.diff(lists[order], prepend=-1))
+    out = []
+    for a, b in zip(starts, [*starts[1:], len(order)], strict=True):
+        out += [(int(lists[order[a]]), order[at : min(at + ROWS, b)]) for at in range(a, b, ROWS)]
+    return out
+
+
+def checked_ids(ids: object, n: int | None, what: str) -> np.ndarray:
+    """(n,) int64. Raises BadInput for other shapes, dtypes and negative numbers."""
+    a = np.asarray(ids)
+    if a.ndim != 1 or (n is not None and len(a) != n) or (a.dtype.kind not in "iu" and a.size):
+        raise BadInput(f"{what} are {a.dtype}{a.shape}; int64 ({'n' if n is None else n},) is right")
+    if a.size and (int(a.min()) < 0 or int(a.max()) >= 1 << 63):
+        raise BadInput(f"{what} run from {a.min()} to {a.max()}; 0 to 2^63 − 1 are right")
+    return a.astype(np.int64)

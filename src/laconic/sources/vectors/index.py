@@ -1,0 +1,409 @@
+"""`Index`: train, add, search, remove, reconstruct, merge, save, over any codec of vectors.
+
+A search decodes the blocks that it reads, a few thousand vectors at a time, and compares the queries with what it finds: what
+`search` ranks is what `reconstruct` shows. Codes are held as the codec gives them, and `nbytes` is their true memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core import registry
+from ...core.errors import BadConfig, BadInput, ModelMismatch, NotFitted
+from ...core.packet import codec
+from ...core.stage import Kind, Stage
+from .blocks import Block, checked_ids, decode_rows, encode_rows, pieces
+from .ranking import Best, as_rows, check_metric, costs, directions
+
+MAX_DIM = 4096
+_ROWS_A_LIST = 4  # training vectors that a list needs
+
+
+class Index:
+    """Vectors at `bits` a coordinate, found by their nearness.
+
+    dim: coordinates, 1 to 4096. metric: "l2" (squared distances, small is near), "ip" (inner products, large is near) or
+    "cosine" (the same of directions). recipe: an id of `laconic.recipes("vectors")`, or "auto": the one of least error on the
+    training vectors. bits: what the recipe's setting is called, whatever that recipe counts in it; `bits_per_dim` says what
+    is kept. lists: inverted lists, 0 for none; a list's mean is taken from its vectors before they are coded. originals: a
+    file that gets the vectors as they are, float32, for `search(..., rescore=n)`. threads: that decode blocks during a search.
+    settings: of the recipe.
+
+    Errors: BadConfig for settings, BadInput for data, NotFitted before `train`, CorruptStream from a damaged file.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        metric: str = "l2",
+        recipe: str = "auto",
+        bits: float = 4.0,
+        lists: int = 0,
+        seed: int = 0,
+        *,
+        originals: str | PathLike[str] | None = None,
+        threads: int = 1,
+        **settings: Any,
+    ) -> None:
+        check_metric(metric)
+        if not 1 <= dim <= MAX_DIM:
+            raise BadConfig(f"{dim} dimensions; 1 to {MAX_DIM} are right")
+        if lists < 0 or lists > 1 << 20:
+            raise BadConfig(f"lists={lists}; 0 to {1 << 20} are right")
+        self.dim, self.metric, self.recipe, self.bits = dim, metric, recipe, bits
+        self.lists, self.seed, self.threads, self.settings = lists, seed, threads, settings
+        self.centroids: np.ndarray | None = None
+        self.stage: Stage | None = None if recipe == "auto" else recipe_stage(recipe, bits, seed, settings)
+        self.trained = self.stage is not None and not lists and not self.stage.arrays()
+        self._blocks: list[Block] = []
+        self._ids: np.ndarray | None = None  # by number, where they are not the numbers
+        self._dead: np.ndarray | None = None  # by number, where something was removed
+        self._n = 0
+        self._places: tuple[np.ndarray, np.ndarray] | None = None
+        self._originals = None if originals is None else Path(originals)
+        if self._originals is not None:
+            self._originals.write_bytes(b"")
+
+    # --- Filling ------------------------------------------------------------------------------------------------------
+
+    def train(self, x: Any) -> Index:
+        """Learns lists and codec from (n, dim) vectors. Raises BadInput where they are too few, with the number needed."""
+        rows = self._rows(x, "training vectors")
+        if self._blocks:
+            raise BadInput(f"the index holds {len(self):,} vectors of another training; train a new one")
+        least = max(_ROWS_A_LIST * self.lists, 2 if self.trained else self.dim)
+        if len(rows) < least:
+            raise BadInput(f"{len(rows)} training vectors; {least} or more are needed ({self.dim} dimensions, {self.lists} lists)")
+        if self.lists:
+            from ...kernels.kmeans import kmeans
+
+            some = rows[:: max(1, len(rows) // (64 * self.lists))]
+            self.centroids = kmeans(some, self.lists, iterations=12, seed=self.seed)
+            rows = rows - self.centroids[self._assign(rows)]
+        if self.recipe == "auto":
+            from .auto import choose
+
+            self.recipe = choose(rows, self.bits, self.seed, self.settings)
+            self.stage = recipe_stage(self.recipe, self.bits, self.seed, self.settings)
+        import torch
+
+        assert self.stage is not None
+        self.stage = self.stage.fit(torch.from_numpy(rows))
+        self.trained = True
+        return self
+
+    def add(self, x: Any, ids: Any = None) -> Index:
+        """Codes (n, dim) vectors. ids: (n,) integers from 0 on, each once; by default 0, 1, 2, … in the order of adding.
+
+        A call makes blocks of its own, some 200 bytes each beside the codes: add a thousand vectors at a time or more.
+        """
+        stage = self._ready()
+        rows = self._rows(x, "vectors")
+        names = self._fresh(ids, len(rows))
+        numbers = np.arange(self._n, self._n + len(rows))
+        lists = self._assign(rows) if self.centroids is not None else None
+        found = []
+        for list_, at in pieces(numbers, lists):
+            part = rows[at] if self.centroids is None else rows[at] - self.centroids[list_]
+            found.append(Block(encode_rows(stage, np.ascontiguousarray(part)), numbers[at], list_))
+        if self._originals is not None:
+            with self._originals.open("ab") as f:
+                f.write(rows.tobytes())
+        if names is not None or self._ids is not None:
+            old = np.arange(self._n) if self._ids is None else self._ids
+            self._ids = np.concatenate([old, numbers if names is None else names])
+        if self._dead is not None:
+            self._dead = np.append(self._dead, np.zeros(len(rows), bool))
+        self._blocks += found
+        self._n += len(rows)
+        self._places = None
+        return self
+
+    def remove(self, ids: Any) -> int:
+        """Forgets vectors; says how many of the ids were there. Their codes are kept until `save`, which leaves out blocks of
+        which nothing is left."""
+        found = self._numbers(checked_ids(ids, None, "ids"))
+        found = np.unique(found[found >= 0])
+        if len(found):
+            if self._dead is None:
+                self._dead = np.zeros(self._n, bool)
+            self._dead[found] = True
+            self._blocks = [b for b in self._blocks if not self._dead[b.numbers].all()]
+            self._places = None
+        return len(found)
+
+    def merge(self, other: Index) -> Index:
+        """Takes over the vectors of another index of the same training. Raises ModelMismatch, BadInput for ids in both."""
+        if self.model_hash() != other.model_hash() or (self.dim, self.metric) != (other.dim, other.metric):
+            raise ModelMismatch("the other index has another metric, recipe or training; only shards of one training are merged")
+        if (self._originals is None) != (other._originals is None):
+            raise BadInput("one index keeps originals, the other does not")
+        theirs = other.ids()
+        if self._ids is None and other._ids is None and self._n and other._n:
+            raise BadInput("both indices count their ids from 0; give ids to `add` to merge them")
+        if (twice := np.intersect1d(self.ids(), theirs)).size:
+            raise BadInput(f"id {int(twice[0])} is in both")
+        mine = np.arange(self._n) if self._ids is None else self._ids
+        self._ids = np.concatenate([mine, np.arange(other._n) if other._ids is None else other._ids])
+        if self._dead is not None or other._dead is not None:
+            both = [(i._dead if i._dead is not None else np.zeros(i._n, bool)) for i in (self, other)]
+            self._dead = np.concatenate(both)
+        if self._originals is not None and other._originals is not None:
+            with self._originals.open("ab") as f:
+                f.write(other._originals.read_bytes())
+        self._blocks += [b._replace(numbers=b.numbers + self._n) for b in other._blocks]
+        self._n += other._n
+        self._places = None
+        return self
+
+    # --- Reading ------------------------------------------------------------------------------------------------------
+
+    def search(
+        self, q: Any, k: int, *, probe: int | None = None, rescore: int = 0, allowed: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest of every query: (n, k) distances float32 and ids int64, nearest first, ties by the order of adding.
+
+        Where there are fewer than k, ids are −1 and distances inf (l2) or −inf. probe: lists that a query reads, a sixteenth of
+        all by default. rescore: candidates that are compared once more, as originals. allowed: ids among which to search.
+        """
+        queries = self._rows(q, "queries")
+        self._ready()
+        wanted = max(k, rescore)
+        if rescore and self._originals is None:
+            raise BadConfig("rescore needs originals; make the index with originals=PATH")
+        best = Best(len(queries), max(1, min(wanted, max(self._n, k))))
+        dead = self._outside(allowed)
+        for at, block, rows in self._read(queries, probe):
+            cost = costs(queries if at is None else queries[at], rows, self.metric)
+            if dead is not None:
+                cost[:, dead[block.numbers]] = np.inf
+            best.add(cost, block.numbers, at)
+        if rescore:
+            best = self._rescored(queries, best, k)
+        out = Best(len(queries), k)
+        m = min(k, best.cost.shape[1])
+        out.cost[:, :m], out.number[:, :m] = best.cost[:, :m], best.number[:, :m]
+        ids = out.number if self._ids is None else np.where(out.number >= 0, self._ids[out.number], -1)
+        return out.distances(self.metric), ids
+
+    def reconstruct(self, ids: Any) -> np.ndarray:
+        """(n, dim) float32: what the codes of these vectors stand for. Raises BadInput for an id that is not there."""
+        wanted = checked_ids(ids, None, "ids")
+        numbers = self._numbers(wanted)
+        if (numbers < 0).any():
+            raise BadInput(f"id {int(wanted[numbers < 0][0])} is not in the index")
+        out = np.empty((len(wanted), self.dim), np.float32)
+        block, row = self._where()
+        for b in np.unique(block[numbers]):
+            mine = block[numbers] == b
+            out[mine] = self._open(self._blocks[b])[row[numbers[mine]]]
+        return out
+
+    def encode(self, x: Any) -> bytes:
+        """The codec view: vectors as one string of bytes. Without lists."""
+        if self.lists:
+            raise BadConfig("codes of an index with lists depend on the list; use add, or an index with lists=0")
+        rows = self._rows(x, "vectors")
+        return len(rows).to_bytes(8, "little") + encode_rows(self._ready(), rows)
+
+    def decode(self, codes: bytes) -> np.ndarray:
+        """What `encode` was given, as the codec keeps it: (n, dim) float32."""
+        n = int.from_bytes(codes[:8], "little")
+        if len(codes) < 8 or n > 1 << 40:
+            raise BadInput(f"{len(codes)} bytes of codes for {n} vectors")
+        return decode_rows(self._ready(), memoryview(codes)[8:], n, self.dim)
+
+    def ids(self) -> np.ndarray:
+        """Of all vectors that are there, in the order of adding."""
+        every = np.arange(self._n) if self._ids is None else self._ids
+        return every if self._dead is None else every[~self._dead]
+
+    def __len__(self) -> int:
+        return self._n - (0 if self._dead is None else int(self._dead.sum()))
+
+    # --- Numbers ------------------------------------------------------------------------------------------------------
+
+    @property
+    def code_bytes(self) -> int:
+        """Of all codes with norms, factors, framing and checksums."""
+        return sum(len(b.data) for b in self._blocks)
+
+    @property
+    def bits_per_dim(self) -> float:
+        """8 · code_bytes over the coordinates of all vectors that are there; ids, lists and what is learned are not in it."""
+        return 8 * self.code_bytes / max(1, len(self) * self.dim)
+
+    @property
+    def model_bytes(self) -> int:
+        """Of what was learned and is shared by all vectors."""
+        learned = [] if self.stage is None else [a for _, a in self.stage.arrays().values() if a is not None]
+        return sum(a.nbytes for a in learned) + (0 if self.centroids is None else self.centroids.nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        """All memory that grows with the vectors, and what was learned."""
+        numbers = sum(b.numbers.nbytes for b in self._blocks) if self.lists else 0
+        named = 0 if self._ids is None else self._ids.nbytes
+        return self.code_bytes + self.model_bytes + numbers + named + (0 if self._dead is None else self._dead.nbytes)
+
+    def report(self) -> dict[str, Any]:
+        """Sizes and settings, for people."""
+        return {
+            "vectors": len(self), "dim": self.dim, "metric": self.metric, "recipe": self.recipe, "lists": self.lists,
+            "blocks": len(self._blocks), "bits_per_dim": round(self.bits_per_dim, 4), "code_bytes": self.code_bytes,
+            "model_bytes": self.model_bytes, "nbytes": self.nbytes, "float32_bytes": 4 * len(self) * self.dim,
+        }  # fmt: skip
+
+    def model_hash(self) -> str:
+        """Of settings and everything learned; shards of one training agree in it."""
+        import json
+
+        import xxhash
+
+        said = xxhash.xxh3_128()
+        said.update(json.dumps([self.recipe, self.dim, self.metric, registry.config(self._ready())], sort_keys=True).encode())
+        for name, (_, array) in self._ready().arrays().items():
+            said.update(name.encode() + (b"" if array is None else array.tobytes()))
+        said.update(b"" if self.centroids is None else self.centroids.tobytes())
+        return said.hexdigest()
+
+    # --- Files --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes one file, in place of an old one only when it is whole."""
+        from .saving import save
+
+        save(self, path)
+
+    @staticmethod
+    def load(path: str | PathLike[str], *, mmap: bool = True, originals: str | PathLike[str] | None = None) -> Index:
+        """Opens a file of `save`. mmap: codes stay on disk until they are read. Raises CorruptStream."""
+        from .saving import load
+
+        return load(path, mmap=mmap, originals=originals)
+
+    # --- Inside -------------------------------------------------------------------------------------------------------
+
+    def _ready(self) -> Stage:
+        if not self.trained or self.stage is None:
+            raise NotFitted("the index has learned nothing yet; call train(x) first")
+        return self.stage
+
+    def _rows(self, x: Any, what: str) -> np.ndarray:
+        rows = as_rows(x, self.dim, what)
+        return directions(rows) if self.metric == "cosine" else rows
+
+    def _assign(self, rows: np.ndarray) -> np.ndarray:
+        from ...kernels.distance import nearest, points
+
+        assert self.centroids is not None
+        return nearest(rows, points(self.centroids))[0]
+
+    def _fresh(self, ids: Any, n: int) -> np.ndarray | None:
+        if ids is None and self._ids is None:
+            return None
+        names = np.arange(self._n, self._n + n) if ids is None else checked_ids(ids, n, "ids")
+        values, counts = np.unique(names, return_counts=True)
+        if (counts > 1).any():
+            raise BadInput(f"id {int(values[counts > 1][0])} is given {int(counts.max())} times")
+        if (twice := np.intersect1d(values, self.ids())).size:
+            raise BadInput(f"id {int(twice[0])} is in the index already")
+        return names
+
+    def _numbers(self, ids: np.ndarray) -> np.ndarray:
+        """Number of every id, −1 where it is not there."""
+        if self._ids is None:
+            out = np.where(ids < self._n, ids, -1)
+            alive = np.ones(len(out), bool) if self._dead is None else ~self._dead[np.maximum(out, 0)] if self._n else out >= 0
+            return np.where((out >= 0) & alive, out, -1)
+        numbers = np.arange(self._n) if self._dead is None else np.flatnonzero(~self._dead)
+        if not len(numbers):
+            return np.full(len(ids), -1)
+        names = self._ids[numbers]
+        order = np.argsort(names, kind="stable")
+        at = np.minimum(np.searchsorted(names[order], ids), len(names) - 1)
+        return np.where(names[order[at]] == ids, numbers[order[at]], -1)
+
+    def _where(self) -> tuple[np.ndarray, np.ndarray]:
+        """Block and row in it, by number."""
+        if self._places is None:
+            block, row = np.full(self._n, -1, np.int32), np.full(self._n, -1, np.int32)
+            for b, found in enumerate(self._blocks):
+                block[found.numbers], row[found.numbers] = b, np.arange(len(found.numbers))
+            self._places = block, row
+        return self._places
+
+    def _scattered(self) -> bool:
+        """Whether blocks hold other vectors than runs of neighbours."""
+        return any(len(b.numbers) != int(b.numbers[-1]) - int(b.numbers[0]) + 1 for b in self._blocks) or bool(self.lists)
+
+    def _open(self, block: Block) -> np.ndarray:
+        rows = decode_rows(self._ready(), block.data, len(block.numbers), self.dim)
+        return rows if self.centroids is None else rows + self.centroids[block.list_]
+
+    def _outside(self, allowed: Any) -> np.ndarray | None:
+        """By number, True for what a search must not find; None where that is nothing."""
+        if allowed is None:
+            return self._dead
+        found = self._numbers(checked_ids(allowed, None, "allowed ids"))
+        out = np.ones(self._n, bool)
+        out[found[found >= 0]] = False
+        return out
+
+    def _read(self, queries: np.ndarray, probe: int | None) -> Iterator[tuple[np.ndarray | None, Block, np.ndarray]]:
+        """(places of the queries that read it, None for all; block; its vectors)."""
+        wanted: list[tuple[np.ndarray | None, Block]] = [(None, b) for b in self._blocks]
+        if self.centroids is not None:
+            n = min(self.lists, max(1, self.lists // 16) if probe is None else probe)
+            if n < 1:
+                raise BadConfig(f"probe={probe}; at least 1 is right")
+            cost = costs(queries, self.centroids, self.metric)
+            near = np.argpartition(cost, n - 1, axis=1)[:, :n] if n < self.lists else np.tile(np.arange(n), (len(queries), 1))
+            readers = [np.flatnonzero((near == c).any(1)) for c in range(self.lists)]
+            wanted = [(readers[b.list_], b) for b in self._blocks if len(readers[b.list_])]
+        if self.threads <= 1 or len(wanted) < 2:
+            yield from ((at, b, self._open(b)) for at, b in wanted)
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            step = 4 * self.threads  # so many opened blocks are held at once
+            for i in range(0, len(wanted), step):
+                some = wanted[i : i + step]
+                for (at, b), rows in zip(some, pool.map(self._open, [b for _, b in some]), strict=True):
+                    yield at, b, rows
+
+    def _rescored(self, queries: np.ndarray, best: Best, k: int) -> Best:
+        assert self._originals is not None
+        size = 4 * self._n * self.dim
+        if not self._originals.exists() or self._originals.stat().st_size != size:
+            raise BadInput(f"{self._originals} does not hold {size:,} bytes, the originals of {self._n:,} vectors")
+        rows = np.memmap(self._originals, np.float32, "r", shape=(self._n, self.dim)) if self._n else np.empty((0, self.dim))
+        out = Best(len(queries), k)
+        for i, numbers in enumerate(best.number):
+            found = np.sort(numbers[numbers >= 0])
+            if len(found):
+                out.add(costs(queries[i : i + 1], np.asarray(rows[found]), self.metric), found, np.array([i]))
+        return out
+
+
+def recipe_stage(recipe: str, bits: float, seed: int, settings: dict[str, Any]) -> Stage:
+    """A recipe's codec at `bits`, with the seed where it takes one. Raises BadConfig for one that is not for vectors."""
+    import inspect
+
+    if registry.recipe(recipe).domain != "vectors":
+        raise BadConfig(f"recipe {recipe!r} is for {registry.recipe(recipe).domain}; for vectors are {registry.recipes('vectors')}")
+    known = inspect.signature(registry.load(registry.recipe(recipe).target)).parameters
+    whole = isinstance(known["bits"].default, int)
+    if whole and not math.isclose(bits, round(bits)):
+        raise BadConfig(f"bits={bits}; recipe {recipe!r} takes whole bits")
+    given: dict[str, Any] = {"bits": round(bits) if whole else float(bits), **({"seed": seed} if "seed" in known else {})}
+    stage = codec(recipe, **{**given, **settings}).stage
+    assert stage.gives is Kind.BYTES
+    return stage
+

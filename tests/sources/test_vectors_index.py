@@ -1,0 +1,261 @@
+"""The index: what it ranks is what it reconstructs, and what it must survive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import laconic
+from laconic.core import registry
+from laconic.core.errors import BadConfig, BadInput, CodecError, CorruptStream, ModelMismatch, NotFitted
+from laconic.sources.vectors.ranking import costs, directions
+from laconic.vectors import Index
+
+RECIPES = registry.recipes("vectors")
+DIM = 16
+
+
+def vectors(n: int, seed: int = 0, dim: int = DIM) -> np.ndarray:
+    """Clustered, of unequal variance."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((8, dim)) * 2
+    return ((centres[rng.integers(0, 8, n)] + rng.standard_normal((n, dim))) * np.linspace(2, 0.3, dim)).astype(np.float32)
+
+
+def made(recipe: str = "klt-levels", n: int = 300, **settings: object) -> Index:
+    given: dict = {"bits": 3.0, "recipe": recipe, **settings}
+    return Index(DIM, **given).train(vectors(400, 5)).add(vectors(n, 1))
+
+
+def brute(index: Index, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    ids = index.ids()
+    q = directions(queries) if index.metric == "cosine" else queries
+    cost = costs(q, index.reconstruct(ids), index.metric)
+    order = np.argsort(cost, 1, kind="stable")[:, :k]
+    found = np.take_along_axis(cost, order, 1)
+    return (found if index.metric == "l2" else -found), ids[order]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_search_is_brute_force_over_reconstructions(recipe: str) -> None:
+    queries = vectors(7, 2)
+    for metric in ("l2", "ip", "cosine"):
+        index = made(recipe, 150, metric=metric)
+        shown, ids = index.search(queries, 10)
+        wanted, names = brute(index, queries, 10)
+        assert shown.dtype == np.float32 and ids.dtype == np.int64 and ids.shape == shown.shape == (7, 10)
+        np.testing.assert_allclose(shown, wanted, rtol=1e-4, atol=1e-3)
+        same = ids == names  # where it is not, two are equally far but for rounding
+        assert np.isclose(shown[~same], wanted[~same], rtol=1e-4, atol=1e-3).all()
+
+
+def test_every_list_read_is_every_vector_read() -> None:
+    index, queries = made(lists=6), vectors(5, 2)
+    shown, _ = index.search(queries, 9, probe=6)
+    np.testing.assert_allclose(shown, brute(index, queries, 9)[0], rtol=1e-4, atol=1e-3)
+    few, ids = index.search(queries, 9, probe=1)
+    assert (few >= shown - 1e-3).all() and (ids >= -1).all()
+    with pytest.raises(BadConfig, match="probe"):
+        index.search(queries, 3, probe=0)
+
+
+def test_threads_change_nothing() -> None:
+    a, b = made(lists=6), made(lists=6, threads=3)
+    q = vectors(5, 2)
+    for x, y in zip(a.search(q, 5), b.search(q, 5), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_adding_in_many_calls_with_ids() -> None:
+    x, ids = vectors(90, 1), np.arange(90) * 7 + 3
+    index = Index(DIM, recipe="turboquant", bits=4, ).add(x[:40], ids[:40]).add(x[40:], ids[40:])
+    assert len(index) == 90 and (index.search(x, 1)[1][:, 0] == ids).mean() > 0.9
+    with pytest.raises(BadInput, match="id 3 is in the index"):
+        index.add(x[:1], [3])
+    with pytest.raises(BadInput, match="given 2 times"):
+        index.add(x[:2], [5, 5])
+
+
+def test_removing() -> None:
+    index, q = made(), vectors(4, 2)
+    first = index.search(q, 1)[1][:, 0]
+    assert index.remove(first) == len(np.unique(first)) and index.remove(first) == 0
+    assert not np.isin(index.search(q, 20)[1], first).any()
+    with pytest.raises(BadInput, match="not in the index"):
+        index.reconstruct(first[:1])
+    assert index.remove(index.ids()) and len(index) == 0
+    shown, ids = index.search(q, 3)
+    assert (ids == -1).all() and np.isinf(shown).all()
+
+
+def test_k_beyond_the_set_and_masks() -> None:
+    index, q = made(n=5), vectors(3, 2)
+    shown, ids = index.search(q, 8)
+    assert (ids[:, 5:] == -1).all() and np.isinf(shown[:, 5:]).all() and (ids[:, :5] >= 0).all()
+    assert set(index.search(q, 8, allowed=[1, 4])[1].ravel()) == {-1, 1, 4}
+    inner = made(n=2, metric="ip").search(q, 3)[0]
+    assert (inner[:, 2] == -np.inf).all()
+
+
+def test_rescoring_with_originals(tmp_path: Path) -> None:
+    x, q = vectors(300, 1), vectors(20, 2)
+    index = Index(DIM, recipe="turboquant", bits=2, originals=tmp_path / "x.f32").add(x[:100]).add(x[100:])
+    exact = np.argsort(costs(q, x, "l2"), 1, kind="stable")[:, :5]
+    shown, ids = index.search(q, 5, rescore=300)
+    np.testing.assert_array_equal(ids, exact)
+    np.testing.assert_allclose(shown, np.take_along_axis(costs(q, x, "l2"), exact, 1), rtol=1e-4)
+    (tmp_path / "x.f32").write_bytes(b"123")
+    with pytest.raises(BadInput, match="originals of 300"):
+        index.search(q, 5, rescore=9)
+    with pytest.raises(BadConfig, match="originals"):
+        made().search(q, 5, rescore=9)
+
+
+def test_merging_shards() -> None:
+    base = Index(DIM, recipe="saq", bits=3.0).train(vectors(400, 5))
+    import copy
+
+    parts, x = [copy.deepcopy(base), copy.deepcopy(base)], vectors(200, 1)
+    parts[0].add(x[:120], np.arange(120))
+    parts[1].add(x[120:], np.arange(120, 200))
+    parts[1].remove([150])
+    whole = copy.deepcopy(base).add(x)
+    whole.remove([150])
+    q = vectors(6, 2)
+    merged = parts[0].merge(parts[1])
+    assert len(merged) == 199
+    np.testing.assert_array_equal(merged.search(q, 4)[1], whole.search(q, 4)[1])
+    with pytest.raises(BadInput, match="is in both"):
+        merged.merge(parts[1])
+    with pytest.raises(ModelMismatch):
+        merged.merge(made())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_rows_that_are_not_finite_are_named(value: float) -> None:
+    x = vectors(9, 1).astype(np.float64)
+    x[6, 3] = value
+    for call in (made().add, made().train, lambda r: made().search(r, 1)):
+        with pytest.raises(BadInput, match="row 6"):
+            call(x)
+
+
+def test_bad_input_is_named() -> None:
+    for bad in (np.zeros((3, DIM + 1)), np.zeros(DIM), np.zeros((2, DIM), complex), np.array([["a"] * DIM])):
+        with pytest.raises(BadInput):
+            made().add(bad)
+    with pytest.raises(NotFitted):
+        Index(DIM, recipe="klt-levels").add(vectors(3))
+    with pytest.raises(BadInput, match="16 or more are needed"):
+        Index(DIM, recipe="klt-levels").train(vectors(5))
+    with pytest.raises(BadInput, match="400 or more are needed"):
+        Index(DIM, recipe="klt-levels", lists=100).train(vectors(50))
+    with pytest.raises(BadConfig, match="cosine"):
+        Index(DIM, metric="cosin")
+    with pytest.raises(BadConfig, match="vectors"):
+        Index(DIM, recipe="gptq")
+    with pytest.raises(BadConfig):
+        Index(DIM, recipe="turboquant", bits=2.5)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_zeros_and_duplicates(metric: str) -> None:
+    x = np.concatenate([np.zeros((3, DIM), np.float32), np.repeat(vectors(1, 3), 5, 0), vectors(60, 4)])
+    index = Index(DIM, metric, "klt-levels", 4.0).train(vectors(200, 5)).add(x)
+    shown, ids = index.search(x[:9], 6)
+    assert np.isfinite(shown).all() and (ids >= 0).all()
+    assert set(ids[4, :5]) == {3, 4, 5, 6, 7}
+
+
+def test_tensors_and_integers() -> None:
+    import torch
+
+    x = np.rint(vectors(300, 1) * 10)
+    a = Index(DIM, recipe="saq").train(x).add(x)
+    b = Index(DIM, recipe="saq").train(torch.from_numpy(x)).add(torch.from_numpy(x.astype(np.int32)))
+    np.testing.assert_array_equal(a.search(x[:5], 3)[1], b.search(torch.from_numpy(x[:5]), 3)[1])
+
+
+def test_codec_view() -> None:
+    index, x = made(), vectors(33, 7)
+    assert np.square(index.decode(index.encode(x)) - x).mean() < 0.2 * x.var()
+    for damaged in (index.encode(x)[:-3], b"123", index.encode(x) + b"1"):
+        with pytest.raises(CodecError):
+            index.decode(damaged)
+
+
+@pytest.mark.parametrize("settings", [{}, {"lists": 5}, {"metric": "cosine"}])
+@pytest.mark.parametrize("mmap", [True, False])
+def test_files_there_and_back(tmp_path: Path, settings: dict, mmap: bool) -> None:
+    index, q = made(**settings), vectors(6, 2)
+    index.remove([3, 4])
+    index.save(tmp_path / "x.lacv")
+    back = Index.load(tmp_path / "x.lacv", mmap=mmap)
+    for a, b in zip(index.search(q, 7), back.search(q, 7), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert back.nbytes == index.nbytes and len(back) == 298
+    back.add(vectors(10, 9))
+    assert len(back) == 308
+    assert [p.name for p in tmp_path.iterdir()] == ["x.lacv"]
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    index, q, path = made(n=70, lists=3), vectors(3, 2), tmp_path / "x.lacv"
+    index.remove([5])
+    index.save(path)
+    whole = path.read_bytes()
+    wanted = index.search(q, 5, probe=3)
+    places = np.random.default_rng(0).integers(0, len(whole), 120)
+    damaged = [whole[:n] for n in (0, 5, 20, len(whole) // 2, len(whole) - 1)] + [whole + b"\0"]
+    damaged += [whole[:p] + bytes([whole[p] ^ (1 << p % 8)]) + whole[p + 1 :] for p in places.tolist()]
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(CorruptStream):
+            Index.load(path, mmap=False).search(q, 5, probe=3)
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(Index.load(path).search(q, 5, probe=3)[1], wanted[1])
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, path = made(), tmp_path / "x.lacv"
+    index.save(path)
+    before = path.read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        index.add(vectors(9, 8)).save(path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+
+
+def test_readers_keep_the_old_file_while_another_is_written(tmp_path: Path) -> None:
+    index, q, path = made("turboquant"), vectors(3, 2), tmp_path / "x.lacv"
+    index.save(path)
+    old = Index.load(path)
+    wanted = index.search(q, 5)[1]
+    index.remove(np.unique(wanted))
+    index.save(path)
+    np.testing.assert_array_equal(old.search(q, 5)[1], wanted)
+    assert not np.isin(Index.load(path).search(q, 5)[1], wanted).any()
+
+
+def test_sizes_are_those_of_the_bytes(tmp_path: Path) -> None:
+    index = made("klt-levels", 4096)
+    assert 3.0 <= index.bits_per_dim < 3.1
+    said = index.report()
+    assert said["code_bytes"] == index.code_bytes < said["nbytes"] == index.nbytes
+    index.save(tmp_path / "x")
+    assert (tmp_path / "x").stat().st_size < index.nbytes + 2000
+
+
+def test_auto_measures() -> None:
+    index = Index(DIM, bits=3.0).train(vectors(600, 5)).add(vectors(100, 1))
+    assert index.recipe in RECIPES
+    found = {t.recipe: t for t in laconic.vectors.trials(vectors(600, 5), 3.0, 0)}
+    assert found["klt-levels"].error < found["turboquant"].error  # unequal variances
