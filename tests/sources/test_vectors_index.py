@@ -21,7 +21,9 @@ def vectors(n: int, seed: int = 0, dim: int = DIM) -> np.ndarray:
     """Clustered, of unequal variance."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).standard_normal((8, dim)) * 2
-    return ((centres[rng.integers(0, 8, n)] + rng.standard_normal((n, dim))) * np.linspace(2, 0.3, dim)).astype(np.float32)
+    return ((centres[rng.integers(0, 8, n)] + rng.standard_normal((n, dim))) * np.linspace(2, 0.3, dim)).astype(
+        np.float32
+    )
 
 
 def made(recipe: str = "klt-levels", n: int = 300, **settings: object) -> Index:
@@ -70,7 +72,15 @@ def test_threads_change_nothing() -> None:
 
 def test_adding_in_many_calls_with_ids() -> None:
     x, ids = vectors(90, 1), np.arange(90) * 7 + 3
-    index = Index(DIM, recipe="turboquant", bits=4, ).add(x[:40], ids[:40]).add(x[40:], ids[40:])
+    index = (
+        Index(
+            DIM,
+            recipe="turboquant",
+            bits=4,
+        )
+        .add(x[:40], ids[:40])
+        .add(x[40:], ids[40:])
+    )
     assert len(index) == 90 and (index.search(x, 1)[1][:, 0] == ids).mean() > 0.9
     with pytest.raises(BadInput, match="id 3 is in the index"):
         index.add(x[:1], [3])
@@ -230,8 +240,6 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         index.add(vectors(9, 8)).save(path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-
-
 
 
 def test_readers_keep_the_old_file_while_another_is_written(tmp_path: Path) -> None:

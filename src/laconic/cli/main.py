@@ -14,6 +14,7 @@ import typer
 from ..core.errors import BadConfig, CodecError
 from .evaluate import evaluate
 from .export import cut, export
+from .vectors import app as vectors_app
 
 if TYPE_CHECKING:
     from ..sources.files import Report
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure, beside the best peers, and print what was measured.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+app.add_typer(vectors_app, name="vectors")
 app.command("eval")(evaluate)
 app.command("export")(export)
 app.command("cut")(cut)
@@ -220,6 +222,18 @@ def bench_kv(
     """Caches beside the best peers (`make peers` builds theirs): loss while decoding, long context, memory."""
     from ..bench.kv import SUITE
     from ..bench.rows import run_suite
+
+    run_suite(SUITE, json_, only)
+
+
+@bench_app.command("vectors")
+def bench_vectors(
+    json_: Json = None,
+    only: Annotated[str | None, typer.Option("--only", help="Measurements whose name contains this.")] = None,
+) -> None:
+    """Indexes of vectors beside faiss: recall and error at equal true bits, stored bytes at equal error, encoding."""
+    from ..bench.rows import run_suite
+    from ..bench.vectors import SUITE
 
     run_suite(SUITE, json_, only)
 

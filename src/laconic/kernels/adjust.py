@@ -82,7 +82,9 @@ def adjust_plain(x: np.ndarray, bits: int, rounds: int = 6) -> np.ndarray:
                         new = code.copy()
                         new[j] += step
                         old, other = code - last / 2, new - last / 2
-                        gain = (other @ target) ** 2 * (old @ old) - (old @ target) ** 2 * (other @ other) * (1 + _LEAST)
+                        gain = (other @ target) ** 2 * (old @ old) - (old @ target) ** 2 * (other @ other) * (
+                            1 + _LEAST
+                        )
                         if other @ target > 0 and gain > 0:
                             code = new
             if np.array_equal(before, code):

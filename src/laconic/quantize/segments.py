@@ -88,9 +88,13 @@ class SegmentCodes(Stage):
 
     def __post_init__(self) -> None:
         if not 0 < self.bits <= _MOST + 1 or not 1 <= self.unit <= 4096 or not 0 <= self.rounds <= 100:
-            raise BadConfig(f"bits {self.bits}, unit {self.unit}, rounds {self.rounds}; up to 9, 1 … 4096, 0 … 100 are right")
+            raise BadConfig(
+                f"bits {self.bits}, unit {self.unit}, rounds {self.rounds}; up to 9, 1 … 4096, 0 … 100 are right"
+            )
         t = self.table
-        if t is not None and (t.ndim != 2 or t.shape[1] != 2 or not len(t) or t[:, 0].min() < 1 or t[:, 1].max() > _MOST):
+        if t is not None and (
+            t.ndim != 2 or t.shape[1] != 2 or not len(t) or t[:, 0].min() < 1 or t[:, 1].max() > _MOST
+        ):
             raise CorruptStream(f"segments of shape {t.shape}; (n, 2), coordinates and up to {_MOST} bits, are right")
         if t is not None and t[:, 0].sum(dtype=np.int64) > 4096:
             raise CorruptStream(f"segments of {t[:, 0].sum(dtype=np.int64)} coordinates; 4096 are the most")
@@ -102,7 +106,9 @@ class SegmentCodes(Stage):
         d = rows.shape[1]
         found = cut(np.square(rows, dtype=np.float64).mean(0), self.bits * d, self.unit, self.adaptive)
         if not any(bits for _, bits in found):
-            raise BadConfig(f"{self.bits} bits a coordinate of {d} leave none beside a factor; {1 + 16 / d:.2f} are enough")
+            raise BadConfig(
+                f"{self.bits} bits a coordinate of {d} leave none beside a factor; {1 + 16 / d:.2f} are enough"
+            )
         return self.replace(table=np.array(found, np.uint16))
 
     def push(self, stats: Stats) -> Stats:
@@ -148,11 +154,15 @@ class SegmentCodes(Stage):
         claim(8 * n * d, "segments")
         lengths = [packed_bytes(n * size, bits) for _, size, bits in coded]
         if factors.shape != (n, len(coded)) or not np.isfinite(factors).all() or sum(lengths) != len(y):
-            raise CorruptStream(f"{len(y):,} bytes and factors {factors.shape}; {sum(lengths):,} and {(n, len(coded))} are right")
+            raise CorruptStream(
+                f"{len(y):,} bytes and factors {factors.shape}; {sum(lengths):,} and {(n, len(coded))} are right"
+            )
         out, data, place = np.zeros((n, d), np.float32), np.frombuffer(y, np.uint8), 0
         for s, ((at, size, bits), length) in enumerate(zip(coded, lengths, strict=True)):
             code = unpack(data[place : place + length], bits, n * size).reshape(n, size)
-            c = (code.astype(np.float32) - np.float32(((1 << bits) - 1) / 2)) * (factors[:, s : s + 1].astype(np.float32) * step)
+            c = (code.astype(np.float32) - np.float32(((1 << bits) - 1) / 2)) * (
+                factors[:, s : s + 1].astype(np.float32) * step
+            )
             out[:, at : at + size] = product(np.ascontiguousarray(c), random_orthogonal(self.seed + s, size))
             place += length
         return torch.from_numpy(out.reshape(*outer, d))

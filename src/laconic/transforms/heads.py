@@ -159,6 +159,7 @@ class OneHead(Transform):
     """
 
     side: ClassVar[Mapping[str, Leaf]] = {"rows": Leaf("int64", "header")}
+    affine: ClassVar[bool] = True
 
     def push(self, stats: Stats) -> Stats:
         refuse(self, stats, "importance", "mask")

@@ -81,6 +81,8 @@ class Center(Transform):
 
     mean: np.ndarray | None = learned("float16", role="zeros")
 
+    affine: ClassVar[bool] = True
+
     def fit(self, x: Tensor, stats: Stats | None = None) -> Self:
         mean = to_rows(x).mean(0, dtype=np.float64)
         return self.replace(mean=np.clip(mean, -65504.0, 65504.0))

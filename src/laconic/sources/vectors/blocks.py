@@ -10,7 +10,7 @@ from ...core.errors import BadInput, CorruptStream, decode_budget
 from ...core.stage import Stage
 from ...core.wire import Reader, read_sections, write_sections
 
-ROWS = 8192  # vectors a block at most
+VALUES = 1 << 22  # of a block at most, coordinates of all its vectors
 _WORKING_BYTES = 64 << 20
 
 
@@ -43,15 +43,16 @@ def decode_rows(stage: Stage, data: bytes | memoryview, n: int, dim: int) -> np.
     return rows
 
 
-def pieces(numbers: np.ndarray, lists: np.ndarray | None) -> list[tuple[int, np.ndarray]]:
-    """(list, places) of the blocks that rows fall into: at most `ROWS` each, all of one list."""
+def pieces(n: int, dim: int, lists: np.ndarray | None) -> list[tuple[int, np.ndarray]]:
+    """(list, places) of the blocks that n rows fall into: at most `VALUES` coordinates each, all of one list."""
+    most = max(64, VALUES // dim // 64 * 64)
     if lists is None:
-        return [(0, np.arange(at, min(at + ROWS, len(numbers)))) for at in range(0, len(numbers), ROWS)]
+        return [(0, np.arange(at, min(at + most, n))) for at in range(0, n, most)]
     order = np.argsort(lists, kind="stable")
     starts = np.flatnonzero(np.diff(lists[order], prepend=-1))
     out = []
     for a, b in zip(starts, [*starts[1:], len(order)], strict=True):
-        out += [(int(lists[order[a]]), order[at : min(at + ROWS, b)]) for at in range(a, b, ROWS)]
+        out += [(int(lists[order[a]]), order[at : min(at + most, b)]) for at in range(a, b, most)]
     return out
 
 

@@ -19,8 +19,10 @@ from ...core import registry
 from ...core.errors import BadConfig, BadInput, ModelMismatch, NotFitted
 from ...core.packet import codec
 from ...core.stage import Kind, Stage
+from . import scanning
 from .blocks import Block, checked_ids, decode_rows, encode_rows, pieces
 from .ranking import Best, as_rows, check_metric, costs, directions
+from .scanning import Scanner
 
 MAX_DIM = 4096
 _ROWS_A_LIST = 4  # training vectors that a list needs
@@ -62,11 +64,16 @@ class Index:
         self.centroids: np.ndarray | None = None
         self.stage: Stage | None = None if recipe == "auto" else recipe_stage(recipe, bits, seed, settings)
         self.trained = self.stage is not None and not lists and not self.stage.arrays()
+        if self.stage is not None and self.trained:  # nothing to learn but the number of dimensions
+            import torch
+
+            self.stage = self.stage.fit(torch.eye(dim))
         self._blocks: list[Block] = []
         self._ids: np.ndarray | None = None  # by number, where they are not the numbers
         self._dead: np.ndarray | None = None  # by number, where something was removed
         self._n = 0
         self._places: tuple[np.ndarray, np.ndarray] | None = None
+        self._scanner: tuple[Scanner | None] | None = None  # once it was looked for
         self._originals = None if originals is None else Path(originals)
         if self._originals is not None:
             self._originals.write_bytes(b"")
@@ -80,7 +87,9 @@ class Index:
             raise BadInput(f"the index holds {len(self):,} vectors of another training; train a new one")
         least = max(_ROWS_A_LIST * self.lists, 2 if self.trained else self.dim)
         if len(rows) < least:
-            raise BadInput(f"{len(rows)} training vectors; {least} or more are needed ({self.dim} dimensions, {self.lists} lists)")
+            raise BadInput(
+                f"{len(rows)} training vectors; {least} or more are needed, {self.dim} dimensions and {self.lists} lists"
+            )
         if self.lists:
             from ...kernels.kmeans import kmeans
 
@@ -96,7 +105,7 @@ class Index:
 
         assert self.stage is not None
         self.stage = self.stage.fit(torch.from_numpy(rows))
-        self.trained = True
+        self.trained, self._scanner = True, None
         return self
 
     def add(self, x: Any, ids: Any = None) -> Index:
@@ -110,7 +119,7 @@ class Index:
         numbers = np.arange(self._n, self._n + len(rows))
         lists = self._assign(rows) if self.centroids is not None else None
         found = []
-        for list_, at in pieces(numbers, lists):
+        for list_, at in pieces(len(rows), self.dim, lists):
             part = rows[at] if self.centroids is None else rows[at] - self.centroids[list_]
             found.append(Block(encode_rows(stage, np.ascontiguousarray(part)), numbers[at], list_))
         if self._originals is not None:
@@ -142,7 +151,9 @@ class Index:
     def merge(self, other: Index) -> Index:
         """Takes over the vectors of another index of the same training. Raises ModelMismatch, BadInput for ids in both."""
         if self.model_hash() != other.model_hash() or (self.dim, self.metric) != (other.dim, other.metric):
-            raise ModelMismatch("the other index has another metric, recipe or training; only shards of one training are merged")
+            raise ModelMismatch(
+                "the other index has another metric, recipe or training; only shards of one training are merged"
+            )
         if (self._originals is None) != (other._originals is None):
             raise BadInput("one index keeps originals, the other does not")
         theirs = other.ids()
@@ -180,7 +191,10 @@ class Index:
             raise BadConfig("rescore needs originals; make the index with originals=PATH")
         best = Best(len(queries), max(1, min(wanted, max(self._n, k))))
         dead = self._outside(allowed)
-        for at, block, rows in self._read(queries, probe):
+        scanner = self._fast()
+        if scanner is not None:
+            best = scanner.search(queries, self._blocks, best.cost.shape[1], self.metric, dead)
+        for at, block, rows in [] if scanner is not None else self._read(queries, probe):
             cost = costs(queries if at is None else queries[at], rows, self.metric)
             if dead is not None:
                 cost[:, dead[block.numbers]] = np.inf
@@ -268,7 +282,9 @@ class Index:
         import xxhash
 
         said = xxhash.xxh3_128()
-        said.update(json.dumps([self.recipe, self.dim, self.metric, registry.config(self._ready())], sort_keys=True).encode())
+        said.update(
+            json.dumps([self.recipe, self.dim, self.metric, registry.config(self._ready())], sort_keys=True).encode()
+        )
         for name, (_, array) in self._ready().arrays().items():
             said.update(name.encode() + (b"" if array is None else array.tobytes()))
         said.update(b"" if self.centroids is None else self.centroids.tobytes())
@@ -321,7 +337,13 @@ class Index:
         """Number of every id, −1 where it is not there."""
         if self._ids is None:
             out = np.where(ids < self._n, ids, -1)
-            alive = np.ones(len(out), bool) if self._dead is None else ~self._dead[np.maximum(out, 0)] if self._n else out >= 0
+            alive = (
+                np.ones(len(out), bool)
+                if self._dead is None
+                else ~self._dead[np.maximum(out, 0)]
+                if self._n
+                else out >= 0
+            )
             return np.where((out >= 0) & alive, out, -1)
         numbers = np.arange(self._n) if self._dead is None else np.flatnonzero(~self._dead)
         if not len(numbers):
@@ -340,9 +362,19 @@ class Index:
             self._places = block, row
         return self._places
 
+    def _fast(self) -> Scanner | None:
+        """The scan of codes as they lie, where codec, metric and machine have it."""
+        if self.lists or self.metric not in scanning.METRICS:
+            return None
+        if self._scanner is None:
+            self._scanner = (scanning.Scanner.of(self._ready(), self.dim),)
+        return self._scanner[0]
+
     def _scattered(self) -> bool:
         """Whether blocks hold other vectors than runs of neighbours."""
-        return any(len(b.numbers) != int(b.numbers[-1]) - int(b.numbers[0]) + 1 for b in self._blocks) or bool(self.lists)
+        return any(len(b.numbers) != int(b.numbers[-1]) - int(b.numbers[0]) + 1 for b in self._blocks) or bool(
+            self.lists
+        )
 
     def _open(self, block: Block) -> np.ndarray:
         rows = decode_rows(self._ready(), block.data, len(block.numbers), self.dim)
@@ -365,7 +397,11 @@ class Index:
             if n < 1:
                 raise BadConfig(f"probe={probe}; at least 1 is right")
             cost = costs(queries, self.centroids, self.metric)
-            near = np.argpartition(cost, n - 1, axis=1)[:, :n] if n < self.lists else np.tile(np.arange(n), (len(queries), 1))
+            near = (
+                np.argpartition(cost, n - 1, axis=1)[:, :n]
+                if n < self.lists
+                else np.tile(np.arange(n), (len(queries), 1))
+            )
             readers = [np.flatnonzero((near == c).any(1)) for c in range(self.lists)]
             wanted = [(readers[b.list_], b) for b in self._blocks if len(readers[b.list_])]
         if self.threads <= 1 or len(wanted) < 2:
@@ -383,7 +419,11 @@ class Index:
         size = 4 * self._n * self.dim
         if not self._originals.exists() or self._originals.stat().st_size != size:
             raise BadInput(f"{self._originals} does not hold {size:,} bytes, the originals of {self._n:,} vectors")
-        rows = np.memmap(self._originals, np.float32, "r", shape=(self._n, self.dim)) if self._n else np.empty((0, self.dim))
+        rows = (
+            np.memmap(self._originals, np.float32, "r", shape=(self._n, self.dim))
+            if self._n
+            else np.empty((0, self.dim))
+        )
         out = Best(len(queries), k)
         for i, numbers in enumerate(best.number):
             found = np.sort(numbers[numbers >= 0])
@@ -397,13 +437,17 @@ def recipe_stage(recipe: str, bits: float, seed: int, settings: dict[str, Any]) 
     import inspect
 
     if registry.recipe(recipe).domain != "vectors":
-        raise BadConfig(f"recipe {recipe!r} is for {registry.recipe(recipe).domain}; for vectors are {registry.recipes('vectors')}")
-    known = inspect.signature(registry.load(registry.recipe(recipe).target)).parameters
-    whole = isinstance(known["bits"].default, int)
+        raise BadConfig(
+            f"recipe {recipe!r} is for {registry.recipe(recipe).domain}; for vectors are {registry.recipes('vectors')}"
+        )
+    takes = inspect.signature(registry.load(registry.recipe(recipe).target)).parameters
+    whole = isinstance(takes["bits"].default, int)
     if whole and not math.isclose(bits, round(bits)):
         raise BadConfig(f"bits={bits}; recipe {recipe!r} takes whole bits")
-    given: dict[str, Any] = {"bits": round(bits) if whole else float(bits), **({"seed": seed} if "seed" in known else {})}
+    given: dict[str, Any] = {
+        "bits": round(bits) if whole else float(bits),
+        **({"seed": seed} if "seed" in takes else {}),
+    }
     stage = codec(recipe, **{**given, **settings}).stage
     assert stage.gives is Kind.BYTES
     return stage
-

@@ -27,7 +27,9 @@ def as_rows(x: object, dim: int, what: str) -> np.ndarray:
         rows = np.ascontiguousarray(a, np.float32)
     finite = np.isfinite(rows).all(1)
     if not finite.all():
-        raise BadInput(f"row {int(np.flatnonzero(~finite)[0])} of {what} has a value that is NaN, infinite or beyond float32")
+        raise BadInput(
+            f"row {int(np.flatnonzero(~finite)[0])} of {what} has a value that is NaN, infinite or beyond float32"
+        )
     return rows
 
 

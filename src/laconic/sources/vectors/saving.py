@@ -45,7 +45,8 @@ def save(index: Index, path: str | PathLike[str]) -> None:
     }
     head = {
         "dim": index.dim, "metric": index.metric, "recipe": index.recipe, "bits": index.bits, "lists": index.lists,
-        "seed": index.seed, "config": registry.config(stage), "n": index._n, "arrays": [k for k, a in own.items() if a is not None],
+        "seed": index.seed, "config": registry.config(stage), "n": index._n,
+        "arrays": [k for k, a in own.items() if a is not None],
         "blocks": [[len(b.data), len(b.numbers), b.list_] for b in index._blocks],
         "starts": [] if index._scattered() else [int(b.numbers[0]) for b in index._blocks],
     }  # fmt: skip
@@ -119,9 +120,13 @@ def _head(reader: Reader) -> dict[str, Any]:
         head = json.loads(bytes(text))
     except (ValueError, RecursionError) as e:
         raise CorruptStream(f"head is not JSON: {e}") from None
-    kinds: dict[str, Any] = {"dim": int, "metric": str, "recipe": str, "bits": (int, float), "lists": int, "seed": int, "config": dict,
-             "n": int, "arrays": list, "blocks": list, "starts": list}  # fmt: skip
-    if not isinstance(head, dict) or any(not isinstance(head.get(k), t) or isinstance(head[k], bool) for k, t in kinds.items()):
+    kinds: dict[str, Any] = {
+        "dim": int, "metric": str, "recipe": str, "bits": (int, float), "lists": int, "seed": int, "config": dict, "n": int,
+        "arrays": list, "blocks": list, "starts": list,
+    }  # fmt: skip
+    if not isinstance(head, dict) or any(
+        not isinstance(head.get(k), t) or isinstance(head[k], bool) for k, t in kinds.items()
+    ):
         raise CorruptStream(f"the head lacks one of {', '.join(kinds)}")
     if any(name not in _OWN for name in head["arrays"]) or not 0 <= head["n"] < 1 << 40:
         raise CorruptStream(f"the head names arrays {head['arrays']} and {head['n']} vectors")
@@ -154,7 +159,9 @@ def _blocks(reader: Reader, head: dict[str, Any], numbers: np.ndarray | None) ->
             raise CorruptStream(f"a block of {str(said)[:60]}")
         n_bytes, rows, list_ = said
         if rows < 1 or rows > n or list_ >= max(1, head["lists"]) or (numbers is None and start + rows > n):
-            raise CorruptStream(f"a block of {rows} vectors in list {list_}; {n} vectors and {head['lists']} lists are there")
+            raise CorruptStream(
+                f"a block of {rows} vectors in list {list_}; {n} vectors and {head['lists']} lists are there"
+            )
         claim(rows, "numbers of vectors")
         mine = np.arange(start, start + rows) if numbers is None else numbers[at : at + rows]
         at += rows

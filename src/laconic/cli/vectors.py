@@ -1,0 +1,97 @@
+"""`laconic vectors`: build, search and look at an index."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..core.errors import BadInput
+
+app = typer.Typer(help="Indexes of embedding vectors: build, search, info.", no_args_is_help=True)
+_ROWS = 65536  # vectors that are read at a time
+_LEARN = 65536  # vectors that are learned from, spread over the file
+
+Array = Annotated[Path, typer.Argument(metavar="X.npy", help="(n, dim) array of numbers.")]
+Stored = Annotated[Path, typer.Argument(metavar="INDEX", help="A file that `vectors build` made.")]
+
+
+@app.command()
+def build(
+    source: Array,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The index to write.")],
+    metric: Annotated[str, typer.Option("--metric", help="l2, ip or cosine.")] = "l2",
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="A recipe for vectors, or auto: measured on a sample.")
+    ] = "auto",
+    bits: Annotated[float, typer.Option("--bits", help="Bits a coordinate.")] = 4.0,
+    lists: Annotated[int, typer.Option("--lists", help="Inverted lists, 0 for none.")] = 0,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+) -> None:
+    """Learn and code vectors in one pass over a file that need not fit in memory."""
+    from ..sources.vectors.index import Index
+
+    x = _mapped(source)
+    index = Index(x.shape[1], metric, recipe, bits, lists, seed)
+    if not index.trained:
+        index.train(x[:: max(1, len(x) // _LEARN)])
+    for at in range(0, len(x), _ROWS):
+        index.add(x[at : at + _ROWS])
+    index.save(output)
+    _show(index.report())
+
+
+@app.command()
+def search(
+    stored: Stored,
+    queries: Annotated[Path, typer.Argument(metavar="Q.npy", help="(n, dim) queries.")],
+    k: Annotated[int, typer.Option("-k", help="Neighbours of each.")] = 10,
+    probe: Annotated[int | None, typer.Option("--probe", help="Lists that a query reads.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Also write ids and distances to this .npz.")
+    ] = None,
+) -> None:
+    """The nearest vectors of each query, a line of JSON each."""
+    import numpy as np
+
+    from ..sources.vectors.index import Index
+
+    shown, ids = Index.load(stored).search(_mapped(queries), k, probe=probe)
+    if output is not None:
+        np.savez(output, distances=shown, ids=ids)
+        return
+    for row, near in zip(ids.tolist(), shown.tolist(), strict=True):
+        there = [(i, round(d, 6)) for i, d in zip(row, near, strict=True) if i >= 0]
+        print(json.dumps({"ids": [i for i, _ in there], "distances": [d for _, d in there]}))
+
+
+@app.command()
+def info(stored: Stored, json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """What an index holds, and in how many bytes."""
+    from ..sources.vectors.index import Index
+
+    said = Index.load(stored).report()
+    if json_:
+        print(json.dumps(said))
+    else:
+        _show(said)
+
+
+def _mapped(path: Path):  # type: ignore[no-untyped-def]
+    import numpy as np
+
+    try:
+        x = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as e:
+        raise BadInput(f"{path} is no .npy file: {e}") from None
+    if not isinstance(x, np.ndarray) or x.ndim != 2:
+        raise BadInput(f"{path} does not hold an array of shape (n, dim)")
+    return x
+
+
+def _show(said: dict[str, object]) -> None:
+    from .tables import Table, print_table
+
+    print_table(Table("", ("", ">"), [(k, f"{v:,}" if isinstance(v, int) else str(v)) for k, v in said.items()]))
