@@ -8,7 +8,7 @@ from laconic import Stats
 from laconic.core.combine import chain
 from laconic.core.errors import BadConfig, BadInput, CorruptStream, NotFitted
 from laconic.quantize.coordinates import CoordinateCodes
-from laconic.transforms.heads import HeadBasis
+from laconic.transforms.heads import HeadBasis, OneHead
 
 
 def sample(n_heads: int = 3, n: int = 2000, d: int = 16, seed: int = 0) -> torch.Tensor:
@@ -146,3 +146,13 @@ def test_claim_in_the_basis_three_bits_beat_four_without() -> None:
         return float((codec.decode(*codec.encode(x)) - x).square().mean())
 
     assert error(chain(HeadBasis(), CoordinateCodes(3.0))) < error(CoordinateCodes(4.0)) / 2
+
+
+def test_rows_as_tokens_of_one_head() -> None:
+    x = torch.arange(24.0).reshape(2, 3, 4)
+    y, side = OneHead().encode(x)
+    assert y.shape == (1, 6, 4)
+    assert torch.equal(OneHead().decode(y, side), x)
+    for bad in (np.array([5]), np.array([-2, -3]), np.array([2, 3, 2])):
+        with pytest.raises(CorruptStream):
+            OneHead().decode(y, {"rows": bad})

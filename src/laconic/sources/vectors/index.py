@@ -145,7 +145,7 @@ class Index:
                 self._dead = np.zeros(self._n, bool)
             self._dead[found] = True
             self._blocks = [b for b in self._blocks if not self._dead[b.numbers].all()]
-            self._places = None
+            self._places = self._scanner = None
         return len(found)
 
     def merge(self, other: Index) -> Index:

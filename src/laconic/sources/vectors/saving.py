@@ -20,7 +20,7 @@ import numpy as np
 
 from ...core import registry
 from ...core.errors import BadConfig, CorruptStream, claim, decode_budget
-from ...core.stage import Leaf, Stage
+from ...core.stage import Kind, Leaf, Stage
 from ...core.wire import Reader, checksum, read_array, write_array
 from .blocks import Block
 
@@ -140,8 +140,8 @@ def _arrays(reader: Reader, head: dict[str, Any]) -> tuple[dict[str, np.ndarray]
         stage = registry.build(head["config"])
     except BadConfig as e:
         raise CorruptStream(f"the codec cannot be: {e}") from None
-    if not hasattr(stage, "encode"):
-        raise CorruptStream("the codec is no stage")
+    if getattr(stage, "takes", None) is not Kind.ARRAY or getattr(stage, "gives", None) is not Kind.BYTES:
+        raise CorruptStream("the codec does not make bytes of arrays")
     with decode_budget(length + 64):
         learned = {name: read_array(section, name, leaf, True) for name, (leaf, _) in stage.arrays().items()}
         own = {name: read_array(section, name, _OWN[name], True) for name in _OWN if name in head["arrays"]}
