@@ -7,7 +7,7 @@ faiss code, `Index.bits_per_dim` of ours. What is learned is shared by all vecto
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -197,14 +197,8 @@ def _meets(points: list[Point], mse: float) -> float:
     return float(a.bits + slope * (np.log(mse) - np.log(a.mse)))
 
 
-def on_sift() -> Iterator[Row]:
-    """SIFT, 1, 2 and 4 bits."""
-    yield from _beside(sift(), SIFT_PEERS)
-
-
-def on_glove() -> Iterator[Row]:
-    """GloVe, 1, 2 and 4 bits."""
-    yield from _beside(glove(), GLOVE_PEERS)
+def _set(make: Callable[[], Data], peers: dict[int, tuple[str, ...]], bits: int) -> Callable[[], Iterator[Row]]:
+    return lambda: _beside(make(), {bits: peers[bits]})
 
 
 def _clustered(n: int, d: int = 128) -> np.ndarray:
@@ -243,7 +237,7 @@ def encoding() -> Iterator[Row]:
 
 
 SUITE = (
-    Measurement("sift", on_sift),
-    Measurement("glove", on_glove),
+    *(Measurement(f"glove {bits}", _set(glove, GLOVE_PEERS, bits)) for bits in GLOVE_PEERS),
+    *(Measurement(f"sift {bits}", _set(sift, SIFT_PEERS, bits)) for bits in SIFT_PEERS),
     Measurement("encoding", encoding),
 )

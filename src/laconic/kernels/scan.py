@@ -194,7 +194,7 @@ def _scan(codes, size, n, runs, tables, slack, skip, best, found, costs):
 
 
 class Candidates(NamedTuple):
-    """place: int32 (n,), of vectors that may be among the nearest; sum: int32 (n,)."""
+    """place: int32 (n,), of vectors that may be among the nearest, in no order; sum: int32 (n,)."""
 
     place: np.ndarray
     sum: np.ndarray
