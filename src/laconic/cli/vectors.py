@@ -94,4 +94,6 @@ def _mapped(path: Path):  # type: ignore[no-untyped-def]
 def _show(said: dict[str, object]) -> None:
     from .tables import Table, print_table
 
-    print_table(Table("", ("what", ">value"), [(k, f"{v:,}" if isinstance(v, int) else str(v)) for k, v in said.items()]))
+    print_table(
+        Table("", ("what", ">value"), [(k, f"{v:,}" if isinstance(v, int) else str(v)) for k, v in said.items()])
+    )

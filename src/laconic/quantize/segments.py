@@ -27,7 +27,8 @@ def cut(variance: np.ndarray, budget_bits: float, unit: int, adaptive: bool = Tr
     """
     d = len(variance)
     edges = [*range(0, d, unit), d]
-    total = np.append(0.0, np.cumsum(variance, dtype=np.float64))
+    power = np.asarray(variance, np.float64)
+    total = np.append(0.0, np.cumsum(power if power.sum() > 0 else np.ones(d)))  # of nothing, all have the same share
     budget = math.floor(budget_bits + 1e-9)
     if not adaptive:
         bits = min((budget - _FACTOR_BITS) // d, _MOST)
@@ -38,12 +39,12 @@ def cut(variance: np.ndarray, budget_bits: float, unit: int, adaptive: bool = Tr
     came: dict[tuple[int, int], tuple[int, int]] = {}
     for j in range(1, n + 1):
         for i in range(j):
-            size, power = edges[j] - edges[i], total[edges[j]] - total[edges[i]]
+            size, share = edges[j] - edges[i], total[edges[j]] - total[edges[i]]
             for bits in range(_MOST + 1):
                 price = size * bits + (_FACTOR_BITS if bits else 0)
                 if price > budget:
                     break
-                found = best[i, : budget + 1 - price] + power / 4.0**bits
+                found = best[i, : budget + 1 - price] + share / 4.0**bits
                 better = np.flatnonzero(found < best[j, price:]) + price
                 best[j, better] = found[better - price]
                 came.update({(j, int(b)): (i, bits) for b in better})
@@ -135,7 +136,7 @@ class SegmentCodes(Stage):
             np.divide(up, down, out=factors[:, s], where=down > 0)
             parts.append(pack(code.reshape(-1), bits).tobytes())
         top = float(np.abs(factors).max(initial=0.0))
-        step = np.float32(2.0 ** min(max(math.frexp(top)[1], -120), 110)) if top else np.float32(1)
+        step = np.float32(2.0 ** min(max(math.frexp(top)[1], -120), 120)) if top else np.float32(1)
         side = {"rows": np.array(x.shape[:-1], np.int64), "factors": (factors / step).astype(np.float16)}
         return b"".join(parts), {**side, "step": np.array([step], np.float32)}
 
@@ -148,7 +149,7 @@ class SegmentCodes(Stage):
 
         outer, factors, step = tuple(int(n) for n in side["rows"].ravel()), side["factors"], side["step"]
         coded, d = self._coded(CorruptStream), self._width()
-        if min(outer, default=0) < 0 or step.shape != (1,) or not 0 < step[0] <= 2.0**110:
+        if min(outer, default=0) < 0 or step.shape != (1,) or not 0 < step[0] <= 2.0**120:
             raise CorruptStream(f"axes {outer}, factors in units of {step[:2]}; sizes and a power of two are right")
         n = math.prod(outer)
         claim(8 * n * d, "segments")
