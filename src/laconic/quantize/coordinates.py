@@ -38,6 +38,12 @@ class Tables(NamedTuple):
         """(n_heads, r) int64, how many levels each has."""
         return 1 << self.widths.astype(np.int64)
 
+    def of_head(self, h: int) -> list[np.ndarray]:
+        """Levels by coordinate."""
+        sizes = self.sizes
+        start = int(sizes[:h].sum())
+        return np.split(self.levels[start : start + int(sizes[h].sum())], np.cumsum(sizes[h])[:-1])
+
     def lookup(self, index: np.ndarray) -> np.ndarray:
         """(n_heads, n, r) uint8 -> the levels, float32."""
         sizes = self.sizes

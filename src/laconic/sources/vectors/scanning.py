@@ -63,7 +63,7 @@ class Scanner:
         """The k nearest of every query among the blocks. dead: by number, what not to find."""
         from ...kernels.scan import candidates, query, scan
 
-        out, bits, book = Best(len(queries), k), self.tables.widths[0], self.tables.levels[0]
+        out, bits, book = Best(len(queries), k), self.tables.widths[0], self.tables.of_head(0)
         turned = (queries - self.shift if metric == "l2" else queries) @ self.turn.T
         codes = [self._codes(b) for b in blocks]
         skips = [None if dead is None else dead[b.numbers] for b in blocks]
