@@ -201,7 +201,7 @@ def _take_slot(typingctx, table, at, check):
     return types.void(table, types.uint64, types.uint64), codegen
 
 
-@overload(take_slot)
+@overload(take_slot, jit_options={"_nrt": False, "forceinline": True})
 def _take_slot_overload(table, at, check):
     return lambda table, at, check: _take_slot(table, at, check)
 
@@ -224,7 +224,7 @@ def _prefetch(typingctx, table, at):
     return types.void(table, types.intp), codegen
 
 
-@overload(prefetch)
+@overload(prefetch, jit_options={"_nrt": False, "forceinline": True})
 def _prefetch_overload(table, at):
     return lambda table, at: _prefetch(table, at)
 
