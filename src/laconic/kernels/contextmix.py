@@ -1,4 +1,23 @@
-"""Context mixing of bytes with contexts that a program lists: the strongest coder of bytes here, in integers throughout."""
+"""Context mixing of bytes with contexts that the kind of data picks: the strongest coder of bytes here, in integers.
+
+    24 contexts: orders 0–6 and 8, words, sparse, columns and records, what followed last, the expected byte
+         └─▶ slot of 15 bit histories (a half byte) ─▶ adaptive probability ─▶ stretch(p), p − ½          ┐
+    8 of them: the byte that came last there, how often in a row ─▶ adaptive probability ─▶ stretch(p)    ├─▶ 6 mixers ─▶
+    two matches, of at least 7 and 4 bytes: length, predicted bit ─▶ adaptive probability ─▶ both         ┘
+    ─▶ 2 mixers of mixers, averaged ─▶ 3 adaptive probability maps, averaged ─▶ arithmetic coder
+
+Every mixer picks its weights by something else: the bits of this byte; the last byte; the one before; the match; classes of
+the last characters; high bits of the last three bytes. One loop serves both directions, so that encoder and decoder cannot
+disagree, and nothing depends on threads. Arithmetic and constant tables are those of `kernels.bytemix`: integers, in
+fixed point; a mixer weight of 1.0 is 65536.
+
+`Program` says what a kind of data is predicted from: bytes of the last eight by a mask, and a set of features. What kind
+it is, the encoder finds in the data (`entropy.contextmix`) and sends.
+
+Source: Mahoney, "Adaptive Weighing of Context Models for Lossless Data Compression" (2005), sections 2.2 and 3: logistic
+mixing, bit histories, adaptive probability maps; selected weight sets and mixers of mixers as in the later PAQ8 family.
+Differs: own states, hashing, contexts and constants; contexts are data, not code.
+"""
 
 from __future__ import annotations
 
@@ -11,34 +30,47 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from laconic.core.errors import BadInput, CorruptStream, claim
-from laconic.kernels.bytemix import DOMAIN, STRETCH_LIMIT, _bin, prefetch, tables, take_slot
+from laconic.kernels.bytemix import (
+    APM_BINS,
+    DOMAIN,
+    LANES,
+    STRETCH_LIMIT,
+    _bin,
+    _splat,
+    _vector,
+    prefetch,
+    table_bits,
+    tables,
+    take_slot,
+)
 from laconic.kernels.rangecoder import ENCODER, FRESH, adapt, decode_bit, encode_bit, ended, finish, start
 
-LANES = 16
 WEIGHT_LIMIT = (1 << 20) - 1
-SETS = 6  # weight sets of the first layer
-APM_BINS = 33
-N_FEATURES = 20
-_M1 = np.uint64(0x9E3779B97F4A7C15)
-_M2 = np.uint64(0xD6E8FEB86659FD93)
+SETS = 6  # mixers of the first layer
+ROWS = (0, 256, 512, 768, 768 + 1024, 768 + 3072, 768 + 5120)  # where each one's weights begin
+N_RUNS = 8  # contexts, from the first, that remember the byte that came last in them
+N_FEATURES = 26
+N_APMS = 256 + 2 * 65536
+MAX_TABLE_BITS = 28
+MAX_RECORD = 2048
+LEN, AT, BYTE, MAP = (
+    0,
+    1,
+    2,
+    3,
+)  # of a match: length, place, the byte it expects (with a leading 1), its adaptive probability
+SEAT, CHECK, COUNT, LAST = 0, 1, 2, 3  # of a run
+# Of `past`: the last eight bytes, newest lowest; hashes of this word and of two before; how the line began; classes
+BYTES8, WORD, WORD1, WORD2, BEGIN, CLASSES = 0, 1, 2, 3, 4, 5
+MIN_MATCH = (7, 4)
+MIX_WEIGHT, RUN_WEIGHT, MATCH_WEIGHT = 16000, 4000, 20000  # at first
+FIRST_RATE, LAST_RATE, FINAL_RATE = 28 << 10, 6 << 10, 3  # of learning, in 1024ths of a sixteenth; of the last layer
+
 _u = np.uint64
-_1, _7, _8, _15, _16, _20, _24, _28, _32, _40, _48, _56, _255 = (_u(k) for k in (1, 7, 8, 15, 16, 20, 24, 28, 32, 40, 48, 56, 255))
-
-
+_M1, _M2 = _u(0x9E3779B97F4A7C15), _u(0xD6E8FEB86659FD93)
+_1, _4, _8, _15, _16, _28, _32, _40, _48, _56, _255 = (_u(k) for k in (1, 4, 8, 15, 16, 28, 32, 40, 48, 56, 255))
 _FAST = {"_nrt": False, "forceinline": True}
-
-
-def _vec():
-    return ir.VectorType(ir.IntType(32), LANES)
-
-
-def _vector(context, builder, array_type, array, at):
-    base = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(base, [at]), _vec().as_pointer())
-
-
-def _splat(value):
-    return ir.Constant(_vec(), [value] * LANES)
+_LOOP = {"cache": True, "nogil": True, "_nrt": False}  # without reference counts, which would cost more than the coder
 
 
 def mix(weights, row, x, n):
@@ -49,7 +81,7 @@ def mix(weights, row, x, n):
 @intrinsic
 def _mix(typingctx, weights, row, x, n):
     def codegen(context, builder, sig, args):
-        total = cgutils.alloca_once_value(builder, ir.Constant(_vec(), None))
+        total = cgutils.alloca_once_value(builder, ir.Constant(ir.VectorType(ir.IntType(32), LANES), None))
         i64 = ir.IntType(64)
         with cgutils.for_range_slice(builder, i64(0), args[3], i64(LANES)) as (i, _):
             w = builder.load(_vector(context, builder, sig.args[0], args[0], builder.add(args[1], i)), align=4)
@@ -107,93 +139,127 @@ def _train_overload(weights, row, x, n, error):
 class Program(NamedTuple):
     """What a kind of data is predicted from."""
 
-    masks: np.ndarray  # (n,) uint64, bytes of the last eight, hashed into each context
+    masks: np.ndarray  # (n,) uint64, bytes of the last eight that are hashed into each context
     features: np.ndarray  # (n,) uint32, bit set of the features hashed in
-    n_runs: int  # contexts, from the first, that also remember which byte came last in them
-    record: int  # distance of the byte above, 0 where there are no records
-    tune: np.ndarray  # (8,) int64
+    record: int  # distance of the byte above, at least 1
+    record2: int  # another such distance
+    stride: int  # bytes a sample has
 
 
 class State(NamedTuple):
-    table: np.ndarray
-    runs: np.ndarray
-    matches: np.ndarray
-    apm: np.ndarray
-    x: np.ndarray
-    weights: np.ndarray
-    final: np.ndarray
-    outs: np.ndarray
-    rows: np.ndarray
-    maps: np.ndarray
-    run_maps: np.ndarray
-    match_maps: np.ndarray
-    hashes: np.ndarray
-    slots: np.ndarray
-    run_at: np.ndarray  # (n_runs, 4): seat, check, count, byte
-    run_map_at: np.ndarray
-    feature: np.ndarray
-    indirect1: np.ndarray
-    indirect2: np.ndarray
-    match: np.ndarray  # (2, 4): length, place, expected, map
-    past: np.ndarray  # uint64: last 8 bytes, word, word1, word2, line start, classes
-    place: np.ndarray  # int64: this line, the line before
+    """All that the loop writes, beside the text and the code."""
+
+    table: np.ndarray  # (2^k,) uint8, slots of 16 bytes: a check and 15 bit histories
+    runs: np.ndarray  # (2^(k-4),) uint32: check, how often, byte
+    matches: np.ndarray  # (2 · 2^m,) int32, hash of the last bytes -> where they were last followed
+    apm: np.ndarray  # (N_APMS · APM_BINS,) uint16
+    x: np.ndarray  # (n inputs, a multiple of LANES) int32
+    weights: np.ndarray  # (ROWS[SETS] · n inputs,) int32
+    final: np.ndarray  # (512 · LANES,) int32
+    outs: np.ndarray  # (LANES,) int32, what the first layer gave
+    rows: np.ndarray  # (SETS,) int64
+    maps: np.ndarray  # (256 · n,) uint32, bit history -> adaptive probability
+    run_maps: np.ndarray  # (64 · N_RUNS,) uint32
+    match_maps: np.ndarray  # (2 · 128,) uint32
+    hashes: np.ndarray  # (n,) uint64
+    slots: np.ndarray  # (n,) uint64
+    run: np.ndarray  # (N_RUNS, 4) int64
+    run_map: np.ndarray  # (N_RUNS,) int64, -1 where a run says nothing
+    feature: np.ndarray  # (N_FEATURES,) uint64
+    indirect1: np.ndarray  # (256,) uint64, the three bytes that last followed a byte
+    indirect2: np.ndarray  # (65536,) uint64, and two bytes
+    match: np.ndarray  # (2, 4) int64
+    past: np.ndarray  # (6,) uint64
+    line: np.ndarray  # (2,) int64, where this line and the one before begin
 
 
-ROWS = (0, 256, 512, 512 + 256, 512 + 256 + 1024, 512 + 256 + 1024 + 2048, 512 + 256 + 1024 + 4096)
-LEN, AT, BYTE, MAP = 0, 1, 2, 3
+def _sizes(n, max_bits, n_ctx):
+    """(bits of the table, bits of a table of matches, inputs)."""
+    bits = table_bits(8 * n, max_bits)
+    n_in = 2 * n_ctx + N_RUNS + 5
+    return bits, min(max(bits - 6, 16), 22), n_in + -n_in % LANES
 
 
-def state(n, bits, p, t):
-    n_ctx, tune = p.masks.size, p.tune
-    base = 2 * n_ctx
-    n_in = base + p.n_runs + 5
-    n_in += -n_in % LANES
-    row = np.zeros(n_in, np.int32)
-    row[:base:2] = tune[0]
-    row[base : base + p.n_runs] = tune[1]
-    row[base + p.n_runs] = row[base + p.n_runs + 2] = tune[2]
-    last = np.zeros(LANES, np.int32)
+def workspace_bytes(n: int, max_bits: int) -> int:
+    """Memory of a coder for a text of `n` bytes, beside the text and the code."""
+    bits, match_bits, n_in = _sizes(n, max_bits, N_CONTEXTS)
+    return (5 << bits - 2) + (8 << match_bits) + 2 * N_APMS * APM_BINS + 4 * ROWS[SETS] * n_in + (1 << 20)
+
+
+def _state(n, max_bits, program, t):
+    n_ctx = program.masks.size
+    bits, match_bits, n_in = _sizes(n, max_bits, n_ctx)
+    row, last = np.zeros(n_in, np.int32), np.zeros(LANES, np.int32)
+    row[: 2 * n_ctx : 2] = MIX_WEIGHT
+    row[2 * n_ctx : 2 * n_ctx + N_RUNS] = RUN_WEIGHT
+    row[2 * n_ctx + N_RUNS : 2 * n_ctx + N_RUNS + 4 : 2] = MATCH_WEIGHT
     last[:SETS] = 65536 // SETS
-    z = lambda n, dtype=np.int64: np.zeros(n, dtype)
-    size = 1 << bits
-    room = np.zeros(size + 64, np.uint8)
+    room = np.zeros((1 << bits) + 64, np.uint8)
     at = -room.ctypes.data % 64
     line = t.squash[np.clip(np.arange(-16, 17) * 128, -STRETCH_LIMIT, STRETCH_LIMIT) + DOMAIN]
     return State(
-        room[at : at + size], z(size // 16, np.uint32), z(2 << 18, np.int32), np.tile(line, 256 + 2 * 65536),
-        z(n_in, np.int32), np.tile(row, ROWS[SETS]), np.tile(last, 2 * 1024), z(LANES, np.int32), z(SETS),
-        np.tile(t.start, n_ctx), np.full(p.n_runs * 64, FRESH, np.uint32), np.full(2 * 128, FRESH, np.uint32),
-        z(n_ctx, np.uint64), z(n_ctx, np.uint64), z((p.n_runs, 4)), z(p.n_runs), z(N_FEATURES, np.uint64),
-        z(256, np.uint64), z(65536, np.uint64), z((2, 4)), z(8, np.uint64), z(4))  # fmt: skip
-
-
-_LOOP = {"cache": True, "nogil": True, "_nrt": False}
+        table=room[at : at + (1 << bits)],
+        runs=np.zeros(1 << bits - 4, np.uint32),
+        matches=np.zeros(2 << match_bits, np.int32),
+        apm=np.tile(line, N_APMS),
+        x=np.zeros(n_in, np.int32),
+        weights=np.tile(row, ROWS[SETS]),
+        final=np.tile(last, 512),
+        outs=np.zeros(LANES, np.int32),
+        rows=np.zeros(SETS, np.int64),
+        maps=np.tile(t.start, n_ctx),
+        run_maps=np.full(64 * N_RUNS, FRESH, np.uint32),
+        match_maps=np.full(256, FRESH, np.uint32),
+        hashes=np.zeros(n_ctx, np.uint64),
+        slots=np.zeros(n_ctx, np.uint64),
+        run=np.zeros((N_RUNS, 4), np.int64),
+        run_map=np.zeros(N_RUNS, np.int64),
+        feature=np.zeros(N_FEATURES, np.uint64),
+        indirect1=np.zeros(256, np.uint64),
+        indirect2=np.zeros(65536, np.uint64),
+        match=np.zeros((2, 4), np.int64),
+        past=np.zeros(6, np.uint64),
+        line=np.zeros(2, np.int64),
+    )
 
 
 @njit(**_LOOP)
 def _contexts(text, i, program, w):
     """Hash the contexts of byte i."""
-    masks, features, n_runs, record, tune = program
-    f, past, feature, hashes = w.feature, w.past, w.feature, w.hashes
-    last8 = past[0]
+    masks, features, record, record2, stride = program
+    past, feature, hashes = w.past, w.feature, w.hashes
+    last8 = past[BYTES8]
     c1, c2 = np.int64(last8 & _255), np.int64((last8 >> _8) & _255)
-    line, line_before = w.place[0], w.place[1]
+    line, line_before = w.line[0], w.line[1]
     column = i - line
     above = np.int64(text[line_before + column]) if line_before + column < line else 10
-    feature[0] = past[1]
-    feature[1] = past[2]
-    feature[2] = past[3]
+    feature[0] = past[WORD]
+    feature[1] = past[WORD1]
+    feature[2] = past[WORD2]
     feature[3] = np.uint64(above)
     feature[4] = np.uint64(min(column, 255))
     feature[5] = w.indirect1[c1]
     feature[6] = w.indirect2[c1 << 8 | c2]
     feature[7] = np.uint64(w.match[0, BYTE]) << _8 | np.uint64(min(w.match[0, LEN], 31) >> 1)
-    feature[8] = past[5] & np.uint64(0xFFFFFFFF)
-    feature[9] = past[4]
-    if record:
-        feature[10] = np.uint64(i % record)
-        feature[11] = np.uint64(text[i - record]) if i >= record else np.uint64(0)
-        feature[12] = np.uint64(text[i - 2 * record]) if i >= 2 * record else np.uint64(0)
+    feature[8] = past[CLASSES] & np.uint64(0xFFFFFFFF)
+    feature[9] = past[BEGIN]
+    north = np.int64(text[i - record]) if i >= record else 0
+    west = np.int64(text[i - stride]) if i >= stride else 0
+    corner = np.int64(text[i - record - stride]) if i >= record + stride else 0
+    east = np.int64(text[i - record + stride]) if i >= record else 0
+    north2 = np.int64(text[i - 2 * record]) if i >= 2 * record else 0
+    feature[10] = np.uint64(i % record)
+    feature[11] = np.uint64(north)
+    feature[12] = np.uint64(north2)
+    feature[17] = np.uint64(text[i - record2]) if i >= record2 else np.uint64(0)
+    feature[18] = np.uint64(east)
+    feature[19] = np.uint64(corner)
+    feature[20] = np.uint64(north + west - corner & 255)
+    feature[21] = np.uint64(north + west >> 1)
+    feature[22] = np.uint64(west)
+    feature[23] = np.uint64(2 * north - north2 & 255)
+    feature[24] = np.uint64(text[i - 2 * record2]) if i >= 2 * record2 else np.uint64(0)
+    feature[25] = np.uint64(i % stride)
     feature[13] = np.uint64(w.match[1, BYTE])
     feature[14] = np.uint64(i & 3)
     feature[15] = w.indirect1[c1] & _255
@@ -213,14 +279,14 @@ def _contexts(text, i, program, w):
         h ^= h >> _32
         hashes[k] = h
         prefetch(w.table, np.int64((h >> _8) & table_mask))
-        if k < n_runs:
-            w.run_at[k, 0] = np.int64((h >> _16) & run_mask)
-            w.run_at[k, 1] = np.int64(h >> _48)
-            prefetch(w.runs, w.run_at[k, 0])
-    for k in range(n_runs):
-        r = np.int64(w.runs[w.run_at[k, 0]])
-        w.run_at[k, 2] = (r >> 8) & 255 if r >> 16 == w.run_at[k, 1] else 0
-        w.run_at[k, 3] = (r & 255) | 256
+        if k < N_RUNS:
+            w.run[k, SEAT] = np.int64((h >> _16) & run_mask)
+            w.run[k, CHECK] = np.int64(h >> _48)
+            prefetch(w.runs, w.run[k, SEAT])
+    for k in range(N_RUNS):
+        r = np.int64(w.runs[w.run[k, SEAT]])
+        w.run[k, COUNT] = (r >> 8) & 255 if r >> 16 == w.run[k, CHECK] else 0
+        w.run[k, LAST] = (r & 255) | 256
 
 
 @njit(**_LOOP)
@@ -261,29 +327,29 @@ def _middle(w, c0):
 @njit(**_LOOP)
 def _remember(text, i, program, w):
     """Learn byte i."""
-    past, match, runs, run_at = w.past, w.match, w.runs, w.run_at
+    past, match, runs, run = w.past, w.match, w.runs, w.run
     cc = np.int64(text[i])
     c = np.uint64(cc)
-    last8 = past[0]
+    last8 = past[BYTES8]
     c1, c2 = np.int64(last8 & _255), np.int64((last8 >> _8) & _255)
-    for k in range(program.n_runs):
-        count = run_at[k, 2]
-        count = min(count + 1, 255) if count and (run_at[k, 3] & 255) == cc else 1
-        runs[run_at[k, 0]] = np.uint32(run_at[k, 1] << 16 | count << 8 | cc)
+    for k in range(N_RUNS):
+        count = run[k, COUNT]
+        count = min(count + 1, 255) if count and (run[k, LAST] & 255) == cc else 1
+        runs[run[k, SEAT]] = np.uint32(run[k, CHECK] << 16 | count << 8 | cc)
     w.indirect2[c1 << 8 | c2] = (w.indirect2[c1 << 8 | c2] << _8 | c) & np.uint64(0xFFFFFF)
     w.indirect1[c1] = (w.indirect1[c1] << _8 | c) & np.uint64(0xFFFFFF)
     last8 = last8 << _8 | c
-    past[0] = last8
+    past[BYTES8] = last8
     letter = cc | 32
     if (letter >= 97 and letter <= 122) or cc >= 128:
-        word = (past[1] + np.uint64(letter)) * _M1
-        past[1] = word ^ (word >> _32)
+        word = (past[WORD] + np.uint64(letter)) * _M1
+        past[WORD] = word ^ (word >> _32)
         cls = 1 if cc == letter else 2
     else:
-        if past[1]:
-            past[3] = past[2]
-            past[2] = past[1]
-            past[1] = np.uint64(0)
+        if past[WORD]:
+            past[WORD2] = past[WORD1]
+            past[WORD1] = past[WORD]
+            past[WORD] = np.uint64(0)
         if cc >= 48 and cc <= 57:
             cls = 3
         elif cc == 32:
@@ -298,12 +364,12 @@ def _remember(text, i, program, w):
             cls = 0
         else:
             cls = 8 + ((cc * 3) & 7)
-    past[5] = past[5] << np.uint64(4) | np.uint64(cls)
+    past[CLASSES] = past[CLASSES] << _4 | np.uint64(cls)
     if cc == 10:
-        w.place[1], w.place[0] = w.place[0], i + 1
-        past[4] = np.uint64(0)
-    elif i + 1 - w.place[0] <= 4:
-        past[4] = past[4] << _8 | c
+        w.line[1], w.line[0] = w.line[0], i + 1
+        past[BEGIN] = np.uint64(0)
+    elif i + 1 - w.line[0] <= 4:
+        past[BEGIN] = past[BEGIN] << _8 | c
     n_match = w.matches.size // 2
     match_mask = np.uint64(n_match - 1)
     for m in range(2):
@@ -317,7 +383,7 @@ def _remember(text, i, program, w):
             found, ln = np.int64(w.matches[seat]), 0
             while ln < 400 and ln < found and text[found - 1 - ln] == text[i - ln]:
                 ln += 1
-            if ln >= (7 if m == 0 else 4):
+            if ln >= MIN_MATCH[m]:
                 match[m, LEN], match[m, AT] = ln, found
         w.matches[seat] = i + 1
         match[m, BYTE] = np.int64(text[match[m, AT]]) | 256 if match[m, LEN] else 0
@@ -325,26 +391,24 @@ def _remember(text, i, program, w):
 
 @njit(**_LOOP)
 def _transcode(text, code, decoding, program, w, t):
-    n_runs, tune = program.n_runs, program.tune
     table, slots, x, weights, final, outs, rows = w.table, w.slots, w.x, w.weights, w.final, w.outs, w.rows
-    maps, run_maps, match_maps, match, run_at, run_map_at = w.maps, w.run_maps, w.match_maps, w.match, w.run_at, w.run_map_at
+    maps, run_maps, match_maps, match, run, run_map = w.maps, w.run_maps, w.match_maps, w.match, w.run, w.run_map
     apm, past = w.apm, w.past
     n, n_ctx, n_in = text.size, program.masks.size, x.size
     low, width, at = ENCODER
     value = np.uint64(0)
     if decoding:
         value, width, at = start(code)
-    lr_now, lr_end, flr = np.int64(tune[3]) << 10, np.int64(tune[4]) << 10, np.int64(tune[5])
-    map_limit, run_limit = np.int64(tune[6]), np.int64(tune[7])
+    rate = FIRST_RATE
     base_runs = 2 * n_ctx
-    base_match = base_runs + n_runs
+    base_match = base_runs + N_RUNS
     x[base_match + 4] = 256
 
     for i in range(n):
         _contexts(text, i, program, w)
-        last8 = past[0]
+        last8 = past[BYTES8]
         c1, c2, c3 = np.int64(last8 & _255), np.int64((last8 >> _8) & _255), np.int64((last8 >> _16) & _255)
-        class_row = ROWS[4] + np.int64(past[5] & _255) * 8
+        class_row = ROWS[4] + np.int64(past[CLASSES] & _255) * 8
         c3_row = ROWS[5] + (c3 >> 5 << 5 | (c2 >> 6) << 3 | (c1 >> 5)) * 8
         hash2 = (last8 & np.uint64(0xFFFF)) * _M1
         len0 = match[0, LEN]
@@ -372,11 +436,11 @@ def _transcode(text, code, decoding, program, w, t):
                 p = np.int64(maps[s] >> 20)
                 x[2 * k] = t.stretch[p]
                 x[2 * k + 1] = (p - 2048) >> 1
-            for k in range(n_runs):
-                expected = run_at[k, 3]
-                known = run_at[k, 2] != 0 and expected >> up == c0
-                run_map_at[k] = (k * 64 + min(run_at[k, 2], 31) * 2 + ((expected >> down) & 1)) if known else -1
-                x[base_runs + k] = t.stretch[run_maps[run_map_at[k]] >> 20] if known else 0
+            for k in range(N_RUNS):
+                expected = run[k, LAST]
+                known = run[k, COUNT] != 0 and expected >> up == c0
+                run_map[k] = (k * 64 + min(run[k, COUNT], 31) * 2 + ((expected >> down) & 1)) if known else -1
+                x[base_runs + k] = t.stretch[run_maps[run_map[k]] >> 20] if known else 0
             ex = 0
             for m in range(2):
                 at_x = base_match + 2 * m
@@ -425,27 +489,29 @@ def _transcode(text, code, decoding, program, w, t):
 
             # Learn
             target = bit << 16
-            lr = lr_now >> 10
+            lr = rate >> 10
             for s in range(SETS):
                 e = (target - np.int64(t.squash[outs[s] + DOMAIN])) * lr >> 4
                 train(weights, rows[s] * n_in, x, n_in, e)
-            train(final, row_a, outs, LANES, (target - np.int64(t.squash[mixed_a + DOMAIN])) * flr >> 4)
-            train(final, row_b, outs, LANES, (target - np.int64(t.squash[mixed_b + DOMAIN])) * flr >> 4)
-            near = np.int64(part >= 64)
+            train(final, row_a, outs, LANES, (target - np.int64(t.squash[mixed_a + DOMAIN])) * FINAL_RATE >> 4)
+            train(final, row_b, outs, LANES, (target - np.int64(t.squash[mixed_b + DOMAIN])) * FINAL_RATE >> 4)
             goal = 65535 * bit
-            apm[a0 + near] += (goal - np.int64(apm[a0 + near])) >> 6
-            apm[a1 + near] += (goal - np.int64(apm[a1 + near])) >> 6
-            apm[a2 + near] += (goal - np.int64(apm[a2 + near])) >> 6
+            apm[a0] += (goal - np.int64(apm[a0])) >> 6
+            apm[a0 + 1] += (goal - np.int64(apm[a0 + 1])) >> 6
+            apm[a1] += (goal - np.int64(apm[a1])) >> 6
+            apm[a1 + 1] += (goal - np.int64(apm[a1 + 1])) >> 6
+            apm[a2] += (goal - np.int64(apm[a2])) >> 6
+            apm[a2 + 1] += (goal - np.int64(apm[a2 + 1])) >> 6
             next_ = np.uint64(bit)
             for k in range(n_ctx):
                 here = slots[k] + node
                 history = np.uint64(table[here])
                 s = history | np.uint64(k) << _8
-                maps[s] = adapt(maps[s], bit, map_limit)
+                maps[s] = adapt(maps[s], bit, 1023)
                 table[here] = t.following[history << _1 | next_]
-            for k in range(n_runs):
-                if run_map_at[k] >= 0:
-                    run_maps[run_map_at[k]] = adapt(run_maps[run_map_at[k]], bit, run_limit)
+            for k in range(N_RUNS):
+                if run_map[k] >= 0:
+                    run_maps[run_map[k]] = adapt(run_maps[run_map[k]], bit, 1023)
             for m in range(2):
                 if match[m, LEN]:
                     b = (match[m, BYTE] >> down) & 1
@@ -455,7 +521,7 @@ def _transcode(text, code, decoding, program, w, t):
 
         if decoding:
             text[i] = c0 & 255
-        lr_now += (lr_end - lr_now) >> 13
+        rate += (LAST_RATE - rate) >> 13
         _remember(text, i, program, w)
 
     if decoding:
@@ -463,21 +529,82 @@ def _transcode(text, code, decoding, program, w, t):
     return finish(low, width, at, code)
 
 
-ORDER = [(1 << (8 * k)) - 1 for k in range(9)]
+ORDER = tuple((1 << 8 * k) - 1 for k in range(9))  # masks of whole orders
+# Features by their number in `feature`; what they are is said in `_contexts`.
+_WORD, _WORD1, _WORD2, _OVER, _COLUMN, _AFTER1, _AFTER2, _MATCH, _CLASSES, _BEGIN, _PLACE, _N, _NN, _MATCH2, _MOD4 = (
+    range(15)
+)
+_N2, _NE, _NW, _GRADIENT, _MEAN, _W, _LINEAR, _NN2, _PART = range(17, 26)
+
+_TEXT = (
+    (ORDER[1],), (ORDER[2],), (ORDER[3],), (ORDER[4],), (ORDER[5],), (ORDER[6],), (0, _WORD), (ORDER[1], _WORD, _WORD1),
+    (0,), (ORDER[8],), (0, _WORD, _WORD2), (0, _WORD, _WORD1, _WORD2), (0xFF00, _WORD), (0xFF00,), (0xFFFF00,),
+    (0xFF00FF,), (0xFFFF0000,), (ORDER[1], _AFTER1), (ORDER[1], _AFTER2), (0, _OVER, _WORD), (ORDER[1], _CLASSES),
+    (ORDER[1], _MATCH), (0, _MATCH2, _MATCH), (0, _BEGIN, _COLUMN),
+)  # fmt: skip
+_BINARY = (
+    (ORDER[1],), (ORDER[2],), (ORDER[3],), (ORDER[4],), (ORDER[6],), (0, _N, _PART), (ORDER[1], _N), (0, _PLACE), (0,),
+    (ORDER[5],), (0xFF00,), (0xFFFF00,), (0xFF00FF,), (0xFF0000,), (0xFFFF0000,), (0xFF000000, _MOD4),
+    (ORDER[1], _AFTER1), (ORDER[1], _AFTER2), (ORDER[1], _MATCH), (0, _MATCH2, _MATCH), (ORDER[1], _PLACE), (0, _N, _NN),
+    (0, _N, _N2), (0xF0F0F0F0,),
+)  # fmt: skip
+_RECORD = (
+    (ORDER[1],), (ORDER[2],), (ORDER[3],), (ORDER[4],), (ORDER[6],), (0, _N, _PART), (ORDER[1], _N), (0, _PLACE),
+    (0, _N2, _NN2), (0, _N, _NE), (0, _N, _NW), (0, _GRADIENT, _PART), (0, _MEAN, _PART), (0, _W, _N, _PART),
+    (ORDER[1], _MEAN), (ORDER[1], _GRADIENT), (ORDER[1], _AFTER1), (ORDER[1], _N, _N2), (ORDER[1], _MATCH),
+    (0, _MATCH2, _MATCH), (ORDER[2], _N), (0, _N, _NN), (0, _N, _N2), (0, _LINEAR, _PART),
+)  # fmt: skip
+KINDS = (_TEXT, _BINARY, _RECORD)
+TEXT, BINARY, RECORD = range(3)
+N_CONTEXTS = 24
 
 
-def F(*k):
-    return sum(1 << i for i in k)
+def program(kind: int, record: int = 1, record2: int = 1, stride: int = 1) -> Program:
+    """The contexts of a kind of data."""
+    masks = np.array([mask for mask, *_ in KINDS[kind]], np.uint64)
+    features = np.array([sum(1 << f for f in some) for _, *some in KINDS[kind]], np.uint32)
+    return Program(masks, features, record, record2, stride)
 
 
-TEXT = [
-    (ORDER[1], 0), (ORDER[2], 0), (ORDER[3], 0), (ORDER[4], 0), (ORDER[5], 0), (ORDER[6], 0), (0, F(0)), (ORDER[1], F(0, 1)),
-    (0, 0), (ORDER[8], 0), (0, F(0, 2)), (0, F(0, 1, 2)), (0xFF00, F(0)),
-    (0xFF00, 0), (0xFFFF00, 0), (0xFF00FF, 0), (0xFFFF0000, 0),
-    (ORDER[1], F(5)), (ORDER[1], F(6)), (0, F(3, 0)), (ORDER[1], F(8)), (ORDER[1], F(7)), (0, F(13, 7)), (0, F(9, 4)),
-]  # fmt: skip
-TUNE = np.array([16000, 4000, 20000, 28, 6, 3, 1023, 1023], np.int64)
+def encode(text: np.ndarray, max_bits: int, program: Program) -> np.ndarray | None:
+    """text: (n,) uint8, n < 2^31 -> its code, uint8; None where the code would not be shorter than the text."""
+    if text.size >= 1 << 31:
+        raise BadInput(f"a block of {text.size:,} bytes; below 2^31 is possible, cut it")
+    code = np.zeros(text.size, np.uint8)
+    t = tables()
+    n = _transcode(np.array(text, np.uint8), code, False, program, _state(text.size, max_bits, program, t), t)
+    return code[:n] if n < text.size else None
 
 
-def program(kind=TEXT, record=0, n_runs=8, tune=TUNE):
-    return Program(np.array([m for m, _ in kind], np.uint64), np.array([f for _, f in kind], np.uint32), n_runs, record, tune)
+def decode(code: np.ndarray, n: int, max_bits: int, program: Program) -> np.ndarray:
+    """The text of `n` bytes, uint8.
+
+    Raises
+    ------
+    CorruptStream: the code is not one that `encode` makes for a text of this length.
+    """
+    # No bit costs less than log2(65536 / 65535) bits, hence no byte less than 1/5679 of one.
+    if n >= 1 << 31 or n > 5680 * 8 * (code.size + 8):
+        raise CorruptStream(f"{code.size:,} bytes of code cannot hold {n:,} bytes")
+    claim(n, "a text")
+    text = np.zeros(n, np.uint8)
+    t = tables()
+    if _transcode(text, np.array(code, np.uint8), True, program, _state(n, max_bits, program, t), t) < 0:
+        raise CorruptStream(f"the code of {n:,} bytes does not end where it should")
+    return text
+
+
+@njit(**_LOOP)
+def branches(text, forward):
+    """Targets of x86 calls and jumps (E8, E9), from relative to absolute and back, in place.
+
+    The 24 low bits of a target whose high byte is 0 or 255 are moved by their place. Backward through the text one way and
+    forward the other, so that each step meets what its counterpart left.
+    """
+    n = text.size - 4
+    for step in range(max(n, 0)):
+        i = n - 1 - step if forward else step
+        if text[i] & 254 == 0xE8 and (text[i + 4] == 0 or text[i + 4] == 255):
+            a = np.int64(text[i + 1]) | np.int64(text[i + 2]) << 8 | np.int64(text[i + 3]) << 16
+            a = a + i if forward else a - i
+            text[i + 1], text[i + 2], text[i + 3] = a & 255, a >> 8 & 255, a >> 16 & 255
