@@ -586,7 +586,7 @@ def decode(code: np.ndarray, n: int, max_bits: int, program: Program) -> np.ndar
     # No bit costs less than log2(65536 / 65535) bits, hence no byte less than 1/5679 of one.
     if n >= 1 << 31 or n > 5680 * 8 * (code.size + 8):
         raise CorruptStream(f"{code.size:,} bytes of code cannot hold {n:,} bytes")
-    claim(n, "a text")
+    claim(n + workspace_bytes(n, max_bits), "the text and its model")
     text = np.zeros(n, np.uint8)
     t = tables()
     if _transcode(text, np.array(code, np.uint8), True, program, _state(n, max_bits, program, t), t) < 0:

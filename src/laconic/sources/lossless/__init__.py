@@ -1,0 +1,1 @@
+"""Bytes without loss: levels, streams, files."""

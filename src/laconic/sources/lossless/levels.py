@@ -1,0 +1,141 @@
+"""Levels 1 to 9, and how one block of bytes is coded at each."""
+
+from __future__ import annotations
+
+import lzma
+import zlib
+from typing import NamedTuple
+
+from ...core.errors import BadConfig, CorruptStream
+from ...core.stage import Stage
+from ...core.wire import Reader, read_sections, write_sections
+
+# Methods, as the wire has them. END is no block.
+END, STORED, SAME, DEFLATE, LZMA, MIX, WIDE = range(7)
+_SAMPLE = 1 << 14
+
+
+class Level(NamedTuple):
+    """block_bits: log2 of the bytes of a block. setting: zlib's level; nothing; log2 of the bytes of history."""
+
+    method: int
+    block_bits: int
+    setting: int
+
+
+LEVELS = {
+    1: Level(DEFLATE, 20, 6),
+    2: Level(DEFLATE, 20, 9),
+    3: Level(LZMA, 23, 0),
+    4: Level(MIX, 22, 20),
+    5: Level(MIX, 24, 22),
+    6: Level(MIX, 24, 24),
+    7: Level(WIDE, 24, 24),
+    8: Level(WIDE, 25, 26),
+    9: Level(WIDE, 26, 28),
+}
+
+
+def level(n: int) -> Level:
+    """The level of this number."""
+    if n not in LEVELS:
+        raise BadConfig(f"level {n}; 1 (fast) to 9 (small) are right")
+    return LEVELS[n]
+
+
+def memory_bytes(n: int, block_bytes: int | None = None) -> int:
+    """Most that one thread takes at level `n`, to code or to decode, its block included."""
+    chosen = level(n)
+    block = 1 << chosen.block_bits if block_bytes is None else block_bytes
+    own = 1 << 20
+    if chosen.method == LZMA:
+        own = 12 * (1 << chosen.block_bits)
+    if chosen.method == MIX:
+        from ...kernels.bytemix import workspace_bytes
+
+        own = workspace_bytes(block, chosen.setting)
+    if chosen.method == WIDE:
+        from ...kernels.contextmix import workspace_bytes as wide_bytes
+
+        own = wide_bytes(block, chosen.setting)
+    return own + 4 * block
+
+
+def _stage(method: int, setting: int) -> Stage:
+    if method == MIX:
+        from ...entropy.bytemix import ByteMix
+
+        return ByteMix(setting)
+    from ...entropy.contextmix import ContextMix
+
+    return ContextMix(setting)
+
+
+def _filters(chosen: Level) -> list[dict[str, int]]:
+    return [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << chosen.block_bits}]
+
+
+def _hopeless(raw: bytes) -> bool:
+    """Whether samples look like noise, which is then not worth the time."""
+    if len(raw) < 4 * _SAMPLE:
+        return False
+    step = (len(raw) - _SAMPLE) // 3
+    samples = [raw[k * step :][:_SAMPLE] for k in range(4)]
+    return sum(len(zlib.compress(s, 1)) for s in samples) >= 0.997 * 4 * _SAMPLE
+
+
+def encode_block(raw: bytes, n: int) -> tuple[int, bytes]:
+    """(method, payload) of a block at level `n`; never longer than the block."""
+    chosen = level(n)
+    method, payload = chosen.method, raw
+    if raw.count(raw[0]) == len(raw):
+        return SAME, raw[:1]
+    if _hopeless(raw):
+        return STORED, raw
+    if method == DEFLATE:
+        coder = zlib.compressobj(chosen.setting, zlib.DEFLATED, -15, 9)
+        payload = coder.compress(raw) + coder.flush()
+    elif method == LZMA:
+        payload = lzma.compress(raw, lzma.FORMAT_RAW, filters=_filters(chosen))
+    else:
+        stage = _stage(method, chosen.setting)
+        body, side = stage.encode(raw)
+        payload = write_sections(stage, {**side, "payload": body}, checksum=False)
+    return (method, bytes(payload)) if len(payload) < len(raw) else (STORED, raw)
+
+
+def decode_block(method: int, payload: bytes, n_bytes: int, n: int) -> bytes:
+    """The block of `n_bytes` again; the caller has checked that they may be had."""
+    chosen = level(n)
+    if method == STORED:
+        raw = payload
+    elif method == SAME:
+        raw = payload * n_bytes if len(payload) == 1 else b""
+    elif method != chosen.method:
+        raise CorruptStream(f"a block of method {method} in a stream of level {n}")
+    elif method == DEFLATE:
+        raw = _inflate(zlib.decompressobj(-15), payload, n_bytes, zlib.error)
+    elif method == LZMA:
+        coder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(chosen))
+        raw = _inflate(coder, payload, n_bytes, lzma.LZMAError)
+    else:
+        stage = _stage(method, chosen.setting)
+        frame = Reader(payload)
+        side = read_sections(stage, frame, checksum=False)
+        frame.finish()
+        body = side.pop("payload")
+        raw = stage.decode(body, side)
+    if len(raw) != n_bytes:
+        raise CorruptStream(f"a block of {len(raw):,} bytes, {n_bytes:,} announced")
+    return raw
+
+
+def _inflate(coder: zlib._Decompress | lzma.LZMADecompressor, payload: bytes, n_bytes: int, error: type) -> bytes:
+    """What the standard library's coder gives, at most one byte more than announced."""
+    try:
+        raw = coder.decompress(payload, n_bytes + 1)
+    except error as e:
+        raise CorruptStream(f"a block that does not unpack: {e}") from None
+    if coder.unused_data or not coder.eof and len(raw) == n_bytes and getattr(coder, "unconsumed_tail", b""):
+        raise CorruptStream("a block that does not end where it should")
+    return raw
