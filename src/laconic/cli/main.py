@@ -42,6 +42,12 @@ Force = Annotated[bool, typer.Option("-f", "--force", help="Overwrite.")]
 Remove = Annotated[bool, typer.Option("--rm", help="Remove the input once the output is whole.")]
 Stdout = Annotated[bool, typer.Option("-c", "--stdout", help="Write to standard output; the input is kept.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
+Threads = Annotated[
+    int | None, typer.Option("-T", "--threads", help="Blocks of bytes coded at once; 0: as many as there are cores.")
+]
+Memory = Annotated[
+    int, typer.Option("--limit-memory", help="Refuse streams whose decoding takes more bytes than this.")
+]
 Limit = Annotated[int, typer.Option("--limit-bytes", help="Refuse packets that decode to more bytes than this.")]
 Recipe = Annotated[
     str | None, typer.Option("--recipe", help="A recipe's id, or 'lossless'; picked by content otherwise.")
@@ -55,8 +61,20 @@ Json = Annotated[Path | None, typer.Option("--json", help="Also write the rows t
 
 @app.command()
 def compress(
-    source: Input,
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="[IN]…", help="Files, a folder, or - for standard input (the default).")
+    ] = None,
     output: Output = None,
+    level: Annotated[
+        int | None, typer.Option("--level", help="Bytes without loss, as a stream: -1 (fast) to -9 (small).")
+    ] = None,
+    threads: Threads = None,
+    decode: Annotated[bool, typer.Option("-d", help="Decompress, as zstd -d does.")] = False,
+    test: Annotated[bool, typer.Option("-t", help="Decode and keep nothing; exit 1 if anything is wrong.")] = False,
+    list_: Annotated[bool, typer.Option("-l", help="Say what streams hold and what decoding takes.")] = False,
+    kept: Annotated[bool, typer.Option("-k", help="Keep the input; it is kept anyway, unless --rm.")] = False,
+    long: Annotated[bool, typer.Option("--long", help="The largest blocks: level 9.")] = False,
+    limit_memory: Memory = 1 << 30,
     recipe: Recipe = None,
     bits: Bits = None,
     max_bytes: Annotated[int | None, typer.Option("--max-bytes", help="Size of the whole output at most.")] = None,
@@ -78,6 +96,24 @@ def compress(
 
     A Hugging Face folder becomes a folder that loads like any model; with -o FILE.lac, an archive of its files.
     """
+    from . import lossless
+
+    sources = sources or ["-"]
+    level = 9 if long and level is None else level
+    options = lossless.Options(
+        level or 5, 1 if threads is None else threads, output, stdout, force, rm, quiet, limit_memory=limit_memory
+    )
+    if decode or test or list_:
+        job = lossless.listing if list_ else lossless.test if test else lossless.decompress
+        if decode and len(sources) == 1 and not lossless.is_stream(sources[0]):
+            return decompress(sources[0], output, force=force, rm=rm, stdout=stdout, quiet=quiet)
+        return lossless.each(sources, job, options)
+    if level is not None or threads is not None or len(sources) > 1:
+        for said, name in ((recipe, "--recipe"), (bits, "--bits"), (max_bytes, "--max-bytes"), (dry_run, "--dry-run")):
+            if said:
+                raise BadConfig(f"{name} and a level exclude each other: a level codes bytes without loss")
+        return lossless.each(sources, lossless.compress, options)
+    source = sources[0]
     from ..sources import files
     from .models import compress_model, is_model
 
@@ -111,9 +147,15 @@ def compress(
 @app.command()
 def decompress(
     source: Input, output: Output = None, limit_bytes: Limit = 1 << 32, force: Force = False, rm: Remove = False,
-    stdout: Stdout = False, quiet: Quiet = False,
+    stdout: Stdout = False, quiet: Quiet = False, threads: Threads = None, limit_memory: Memory = 1 << 30,
 ) -> None:  # fmt: skip
     """Make the file or folder again."""
+    from . import lossless
+
+    if lossless.is_stream(source):
+        n_threads = 1 if threads is None else threads
+        asked = (5, n_threads, output, stdout, force, rm, quiet, limit_bytes, limit_memory)
+        return lossless.decompress(source, lossless.Options(*asked))
     from ..sources import files
 
     to_stdout = stdout or (source == "-" and output is None)
@@ -140,6 +182,10 @@ def info(
 
     if source.is_dir():
         return info_model(source, json_)
+    from . import lossless
+
+    if lossless.is_stream(str(source)):
+        return lossless.listing(str(source), lossless.Options())
     from .tables import info_table, ledger_table, print_table
 
     said = files.info(source)
@@ -165,6 +211,10 @@ def verify(
     if source.is_dir():
         _say(f"{source}: {verify_model(source)} packets, all whole")
         return
+    from . import lossless
+
+    if lossless.is_stream(str(source)):
+        return lossless.test(str(source), lossless.Options(limit_bytes=limit_bytes))
     _say(f"{source}: {files.verify(source, limit_bytes=limit_bytes)} packets, all whole")
 
 
@@ -212,6 +262,22 @@ def bench_weights(
     from ..bench.weights import SUITE
 
     run_suite(SUITE, json_, only)
+
+
+@bench_app.command("lossless")
+def bench_lossless(
+    sources: Annotated[list[Path], typer.Argument(metavar="FILES", help="Files to measure on.")],
+    json_: Json = None,
+    levels: Annotated[str, typer.Option("--levels", help="Levels to measure, such as 1,5,9.")] = "1,5,9",
+    peers: Annotated[
+        str, typer.Option("--peers", help="Peers to run, by name; all that are installed by default.")
+    ] = "",
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw size against speed into this file.")] = None,
+) -> None:
+    """Size and speed both ways beside gzip, bzip2, xz, zstd, brotli, 7-Zip's PPMd and zpaq; every decode verified."""
+    from ..bench.lossless import run
+
+    run(sources, json_, [int(n) for n in levels.split(",") if n], [p for p in peers.split(",") if p], plot)
 
 
 @bench_app.command("kv")
@@ -281,6 +347,9 @@ def _progress(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
 def main() -> None:
     """Entry point: errors that laconic names become one line and exit code 1."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half-written is removed
+    from .lossless import rewritten
+
+    sys.argv = rewritten(sys.argv)
     try:
         app(standalone_mode=True)
     except (CodecError, FileExistsError) as e:
