@@ -72,12 +72,14 @@ class ContextMix(Stage):
 
     Nothing is learned beforehand and nothing is sent but the code and what `look` found; a block that does not shrink is
     stored.
-    table_bits: log2 of the bytes of history at most, 16 to 28; both ends take about 1.27 · 2^table_bits + 20 MB.
+    table_bits: log2 of the bytes of history at most, 16 to 28; both ends take about 1.27 · 2^table_bits + 12 MB.
+    history: bytes of history for every byte of the block, beyond the first 3 MiB; 10 keeps within what a packet may use.
     Side: kind of data, distances of repetition, bytes a sample and whether branches were moved; the length.
     Source: see `kernels.contextmix`.
     """
 
     table_bits: int = 26
+    history: int = 10
 
     takes: ClassVar[Kind] = Kind.BYTES
     gives: ClassVar[Kind] = Kind.BYTES
@@ -87,6 +89,12 @@ class ContextMix(Stage):
     def __post_init__(self) -> None:
         if not 16 <= self.table_bits <= 28:
             raise BadConfig(f"table_bits={self.table_bits}; 16 to 28 are right")
+        if not 1 <= self.history <= 256:
+            raise BadConfig(f"history={self.history}; 1 to 256 are right")
+
+    def bits(self, n: int) -> int:
+        """log2 of the bytes of history for a block of `n` bytes."""
+        return min(self.table_bits, (self.history * n + (3 << 20)).bit_length() - 1)
 
     def encode(self, x: bytes) -> tuple[bytes, Side]:
         from ..kernels import contextmix
@@ -96,7 +104,7 @@ class ContextMix(Stage):
         if found.x86:
             text = text.copy()
             contextmix.branches(text, True)
-        code = contextmix.encode(text, self.table_bits, contextmix.program(*found[:4])) if x else None
+        code = contextmix.encode(text, self.bits(len(x)), contextmix.program(*found[:4])) if x else None
         if code is None:
             found = Look(STORED)
         return x if code is None else code.tobytes(), {
@@ -118,7 +126,7 @@ class ContextMix(Stage):
                 raise CorruptStream(f"{len(y):,} stored bytes, {n:,} announced")
             return y
         program = contextmix.program(*found[:4])
-        text = contextmix.decode(np.frombuffer(y, np.uint8), n, self.table_bits, program)
+        text = contextmix.decode(np.frombuffer(y, np.uint8), n, self.bits(n), program)
         if found.x86:
             contextmix.branches(text, False)
         return text.tobytes()

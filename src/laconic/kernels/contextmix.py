@@ -39,7 +39,6 @@ from laconic.kernels.bytemix import (
     _splat,
     _vector,
     prefetch,
-    table_bits,
     tables,
     take_slot,
 )
@@ -51,7 +50,7 @@ ROWS = (0, 256, 512, 768, 768 + 1024, 768 + 3072, 768 + 5120)  # where each one'
 N_RUNS = 8  # contexts, from the first, that remember the byte that came last in them
 N_FEATURES = 26
 N_APMS = 256 + 2 * 65536
-MAX_TABLE_BITS = 28
+MIN_BITS, MAX_BITS = 16, 28
 MAX_RECORD = 2048
 LEN, AT, BYTE, MAP = (
     0,
@@ -173,22 +172,21 @@ class State(NamedTuple):
     line: np.ndarray  # (2,) int64, where this line and the one before begin
 
 
-def _sizes(n, max_bits, n_ctx):
-    """(bits of the table, bits of a table of matches, inputs)."""
-    bits = table_bits(8 * n, max_bits)
+def _sizes(bits, n_ctx):
+    """(bits of a table of matches, inputs)."""
     n_in = 2 * n_ctx + N_RUNS + 5
-    return bits, min(max(bits - 6, 16), 22), n_in + -n_in % LANES
+    return min(max(bits - 6, 16), 22), n_in + -n_in % LANES
 
 
-def workspace_bytes(n: int, max_bits: int) -> int:
-    """Memory of a coder for a text of `n` bytes, beside the text and the code."""
-    bits, match_bits, n_in = _sizes(n, max_bits, N_CONTEXTS)
-    return (5 << bits - 2) + (8 << match_bits) + 2 * N_APMS * APM_BINS + 4 * ROWS[SETS] * n_in + (1 << 20)
+def workspace_bytes(bits: int) -> int:
+    """Memory of a coder with 2^bits bytes of history, beside the text and the code."""
+    match_bits, n_in = _sizes(bits, N_CONTEXTS)
+    return (5 << bits - 2) + (8 << match_bits) + 2 * N_APMS * APM_BINS + 4 * ROWS[SETS] * n_in + (3 << 18)
 
 
-def _state(n, max_bits, program, t):
+def _state(bits, program, t):
     n_ctx = program.masks.size
-    bits, match_bits, n_in = _sizes(n, max_bits, n_ctx)
+    match_bits, n_in = _sizes(bits, n_ctx)
     row, last = np.zeros(n_in, np.int32), np.zeros(LANES, np.int32)
     row[: 2 * n_ctx : 2] = MIX_WEIGHT
     row[2 * n_ctx : 2 * n_ctx + N_RUNS] = RUN_WEIGHT
@@ -566,17 +564,17 @@ def program(kind: int, record: int = 1, record2: int = 1, stride: int = 1) -> Pr
     return Program(masks, features, record, record2, stride)
 
 
-def encode(text: np.ndarray, max_bits: int, program: Program) -> np.ndarray | None:
+def encode(text: np.ndarray, bits: int, program: Program) -> np.ndarray | None:
     """text: (n,) uint8, n < 2^31 -> its code, uint8; None where the code would not be shorter than the text."""
     if text.size >= 1 << 31:
         raise BadInput(f"a block of {text.size:,} bytes; below 2^31 is possible, cut it")
     code = np.zeros(text.size, np.uint8)
     t = tables()
-    n = _transcode(np.array(text, np.uint8), code, False, program, _state(text.size, max_bits, program, t), t)
+    n = _transcode(np.array(text, np.uint8), code, False, program, _state(bits, program, t), t)
     return code[:n] if n < text.size else None
 
 
-def decode(code: np.ndarray, n: int, max_bits: int, program: Program) -> np.ndarray:
+def decode(code: np.ndarray, n: int, bits: int, program: Program) -> np.ndarray:
     """The text of `n` bytes, uint8.
 
     Raises
@@ -586,10 +584,10 @@ def decode(code: np.ndarray, n: int, max_bits: int, program: Program) -> np.ndar
     # No bit costs less than log2(65536 / 65535) bits, hence no byte less than 1/5679 of one.
     if n >= 1 << 31 or n > 5680 * 8 * (code.size + 8):
         raise CorruptStream(f"{code.size:,} bytes of code cannot hold {n:,} bytes")
-    claim(n + workspace_bytes(n, max_bits), "the text and its model")
+    claim(n + workspace_bytes(bits), "the text and its model")
     text = np.zeros(n, np.uint8)
     t = tables()
-    if _transcode(text, np.array(code, np.uint8), True, program, _state(n, max_bits, program, t), t) < 0:
+    if _transcode(text, np.array(code, np.uint8), True, program, _state(bits, program, t), t) < 0:
         raise CorruptStream(f"the code of {n:,} bytes does not end where it should")
     return text
 

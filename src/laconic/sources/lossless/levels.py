@@ -13,6 +13,7 @@ from ...core.wire import Reader, read_sections, write_sections
 # Methods, as the wire has them. END is no block.
 END, STORED, SAME, DEFLATE, LZMA, MIX, WIDE = range(7)
 _SAMPLE = 1 << 14
+_HISTORY = 128  # bytes for every byte of a block, at the highest levels
 
 
 class Level(NamedTuple):
@@ -55,9 +56,10 @@ def memory_bytes(n: int, block_bytes: int | None = None) -> int:
 
         own = workspace_bytes(block, chosen.setting)
     if chosen.method == WIDE:
+        from ...entropy.contextmix import ContextMix
         from ...kernels.contextmix import workspace_bytes as wide_bytes
 
-        own = wide_bytes(block, chosen.setting)
+        own = wide_bytes(ContextMix(chosen.setting, _HISTORY).bits(block))
     return own + 4 * block
 
 
@@ -68,7 +70,7 @@ def _stage(method: int, setting: int) -> Stage:
         return ByteMix(setting)
     from ...entropy.contextmix import ContextMix
 
-    return ContextMix(setting)
+    return ContextMix(setting, _HISTORY)
 
 
 def _filters(chosen: Level) -> list[dict[str, int]]:
