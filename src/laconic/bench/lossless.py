@@ -20,7 +20,8 @@ PEERS: dict[str, tuple[str, list[str], list[str]]] = {
     "zstd -19": ("zstd", ["-19", "-q", "-c", "{in}"], ["-d", "-q", "-c", "{out}"]),
     "brotli -11": ("brotli", ["-q", "11", "-c", "{in}"], ["-d", "-c", "{out}"]),
     "7z ppmd": ("7zz", ["a", "-m0=ppmd:o=8:mem=256m", "-mmt=1", "{out}.7z", "{in}"], ["e", "-so", "{out}.7z"]),
-    "zpaq -m5": ("zpaq", ["a", "{out}.zpaq", "{in}", "-m5", "-t1"], ["x", "{out}.zpaq", "{in}", "-to", "{back}", "-t1", "-force"]),
+    "zpaq -m5": ("zpaq", ["a", "{out}.zpaq", "{in}", "-m5", "-t1"],
+                 ["x", "{out}.zpaq", "{in}", "-to", "{back}", "-t1", "-force"]),
 }  # fmt: skip
 _SUFFIXES = {"7z ppmd": ".7z", "zpaq -m5": ".zpaq"}
 

@@ -1,7 +1,7 @@
 """Streams of blocks: what `laconic.lossless` and `laconic compress -5` write.
 
     magic (4) | version (1) | level (1) | log2 of the block (1) | u32 xxh32 of these
-    blocks:  method (1) | varint bytes | varint bytes of payload | payload | u32 xxh32(first three, then the decoded bytes)
+    blocks:  method (1) | varint bytes | varint bytes of payload | payload | u32 xxh32(all of these, the decoded bytes)
     end:     0 | varint bytes in all | u32 xxh32(end's number, then the checksums of all blocks)
 
 Streams may follow each other, as files do with `cat`. Blocks do not know each other: they are coded in any number of
@@ -38,9 +38,10 @@ class Block(NamedTuple):
     level: int
 
 
-def _check(head: bytes, raw: bytes) -> bytes:
-    digest = xxhash.xxh32(head)
-    digest.update(raw)
+def _check(*parts: bytes) -> bytes:
+    digest = xxhash.xxh32()
+    for part in parts:
+        digest.update(part)
     return digest.digest()
 
 
@@ -61,14 +62,15 @@ def _coded(raw: bytes, n: int) -> tuple[bytes, bytes]:
     """A block on the wire, and its checksum."""
     method, payload = encode_block(raw, n)
     head = _head(method, len(raw), len(payload))
-    check = _check(head, raw)
+    check = _check(head, payload, raw)
     return head + payload + check, check
 
 
 def _plain(block: Block) -> bytes:
     with decode_budget(memory_bytes(block.level, block.n_bytes)):
         raw = decode_block(block.method, block.payload, block.n_bytes, block.level)
-    if _check(_head(block.method, block.n_bytes, len(block.payload)), raw) != block.check:
+    head = _head(block.method, block.n_bytes, len(block.payload))
+    if _check(head, block.payload, raw) != block.check:
         raise CorruptStream("a block whose checksum is not that of its bytes")
     return raw
 
@@ -81,7 +83,7 @@ class Writer(io.RawIOBase):
         if chosen is None:
             raise BadConfig(f"level {level}; 1 (fast) to 9 (small) are right")
         self._out, self._level, self._room = out, level, 1 << chosen.block_bits
-        self._pool = ThreadPoolExecutor(_threads(threads), "laconic") if threads > 1 else None
+        self._pool = ThreadPoolExecutor(threads, "laconic") if _threads(threads) > 1 else None
         self._ahead, self._flying = threads + 1, deque[Future[tuple[bytes, bytes]]]()
         self._held, self._n_bytes, self._digest = bytearray(), 0, xxhash.xxh32()
         head = MAGIC + bytes([VERSION, level, chosen.block_bits])
