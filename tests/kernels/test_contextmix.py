@@ -147,3 +147,13 @@ def test_branches_invert(data, tail):
     cm.branches(moved, True)
     cm.branches(moved, False)
     assert np.array_equal(moved, x)
+
+
+def test_a_stride_as_long_as_the_record_looks_at_nothing_that_is_not_decoded_yet() -> None:
+    from laconic.kernels import contextmix
+
+    text = np.random.default_rng(0).integers(0, 3, 200).astype(np.uint8)
+    for record, stride in ((4, 4), (4, 8), (1, 4)):
+        program = contextmix.program(2, record, 16, stride)
+        code = contextmix.encode(text, 18, program)
+        assert code is not None and np.array_equal(contextmix.decode(code, len(text), 18, program), text)

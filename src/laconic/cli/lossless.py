@@ -31,6 +31,9 @@ class Options(NamedTuple):
     limit_memory: int = 1 << 30
 
 
+FLAGS = ("--force", "--rm", "--stdout", "--quiet", "--long", "--resume", "--dry-run")  # that take no value
+
+
 def rewritten(argv: list[str]) -> list[str]:
     """Arguments with -1 … -9 and -T0 as the parser knows them: --level=1, --threads=…"""
     if len(argv) < 2 or argv[1] not in ("compress", "decompress"):
@@ -38,7 +41,8 @@ def rewritten(argv: list[str]) -> list[str]:
     out, literal = argv[:2], False
     for arg in argv[2:]:
         literal = literal or arg == "--"
-        digit = not literal and len(arg) == 2 and arg[0] == "-" and arg[1] in "123456789"
+        value = out[-1].startswith("--") and "=" not in out[-1] and out[-1] not in FLAGS  # of the option before
+        digit = not literal and not value and len(arg) == 2 and arg[0] == "-" and arg[1] in "123456789"
         short = not literal and arg.startswith("-T") and arg[2:].isdigit()
         out.append(f"--level={arg[1]}" if digit else f"--threads={arg[2:]}" if short else arg)
     return out

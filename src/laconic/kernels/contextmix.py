@@ -244,7 +244,7 @@ def _contexts(text, i, program, w):
     north = np.int64(text[i - record]) if i >= record else 0
     west = np.int64(text[i - stride]) if i >= stride else 0
     corner = np.int64(text[i - record - stride]) if i >= record + stride else 0
-    east = np.int64(text[i - record + stride]) if i >= record else 0
+    east = np.int64(text[i - record + stride]) if i >= record and stride < record else 0
     north2 = np.int64(text[i - 2 * record]) if i >= 2 * record else 0
     feature[10] = np.uint64(i % record)
     feature[11] = np.uint64(north)

@@ -14,7 +14,7 @@ from .archive import Item
 DEFAULT_BITS = {"weights": 4.0, "images": 1.0}
 SMALL = 4096  # values; below it side information outweighs what a lossy codec saves
 LOSSLESS_ARRAY = "planes"
-LOSSLESS_BYTES = "bytes-wide"
+LOSSLESS_BYTES = "bytes-mix"
 LOSSY_MATRIX = "ectcq"
 LOSSY_IMAGE = "dct-rdo"
 
