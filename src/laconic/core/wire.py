@@ -39,7 +39,32 @@ def write_varint(out: bytearray, n: int) -> None:
     out.append(n)
 
 
-class Reader:
+class Numbers:
+    """What reads numbers byte by byte: `take(1)` gives the next one, `at` says where that was."""
+
+    at: int
+
+    def take(self, n: int) -> bytes | memoryview:
+        """The next `n` bytes."""
+        raise NotImplementedError
+
+    def varint(self) -> int:
+        """The next LEB128 number, below 2^63, as short as it can be."""
+        value = shift = 0
+        while True:
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+            shift += 7
+            if shift > 56:
+                raise CorruptStream(f"a number of more than 63 bits ends at byte {self.at:,}")
+        if shift and not byte:
+            raise CorruptStream(f"a number that is longer than it needs to be ends at byte {self.at:,}")
+        return value
+
+
+class Reader(Numbers):
     """Reads forward through untrusted bytes; every read is checked against what is left."""
 
     def __init__(self, data: bytes | memoryview, start: int = 0) -> None:
@@ -52,19 +77,6 @@ class Reader:
             raise CorruptStream(f"{n:,} bytes wanted at byte {self.at:,}, {len(self.data) - self.at:,} are left")
         self.at += n
         return self.data[self.at - n : self.at]
-
-    def varint(self) -> int:
-        """The next LEB128 number, below 2^63."""
-        value = shift = 0
-        while True:
-            byte = self.take(1)[0]
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                break
-            shift += 7
-            if shift > 56:
-                raise CorruptStream(f"a number of more than 63 bits ends at byte {self.at:,}")
-        return value
 
     def finish(self) -> None:
         """Refuse anything behind the end."""

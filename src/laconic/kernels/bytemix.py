@@ -124,6 +124,17 @@ def _splat(value):
     return ir.Constant(ir.VectorType(ir.IntType(32), LANES), [value] * LANES)
 
 
+def lanes_summed(builder, total):
+    """Σ of LANES int32, >> 8, as an int64."""
+    half = LANES // 2
+    while half:  # halve until one lane is left
+        lanes = [ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(k, k + half))) for k in (0, half)]
+        low, high = (builder.shuffle_vector(total, total, lane) for lane in lanes)
+        total, half = builder.add(low, high), half // 2
+    first = builder.extract_element(total, ir.IntType(32)(0))
+    return builder.sext(builder.ashr(first, ir.IntType(32)(8)), ir.IntType(64))
+
+
 def mix(weights, row, x, at):
     """Σ (weights[row + i] · x[at + i] >> 8) >> 8 over LANES inputs: the mixer's output before it is limited."""
     return sum(int(weights[row + i]) * int(x[at + i]) >> 8 for i in range(LANES)) >> 8
@@ -135,13 +146,7 @@ def _mix(typingctx, weights, row, x, at):
         w = builder.load(_vector(context, builder, sig.args[0], args[0], args[1]), align=4)
         v = builder.load(_vector(context, builder, sig.args[2], args[2], args[3]), align=4)
         total = builder.ashr(builder.mul(w, v), _splat(8))
-        half = LANES // 2
-        while half:  # halve until one lane is left
-            lanes = [ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(k, k + half))) for k in (0, half)]
-            low, high = (builder.shuffle_vector(total, total, lane) for lane in lanes)
-            total, half = builder.add(low, high), half // 2
-        first = builder.extract_element(total, ir.IntType(32)(0))
-        return builder.sext(builder.ashr(first, ir.IntType(32)(8)), ir.IntType(64))
+        return lanes_summed(builder, total)
 
     return types.int64(weights, types.intp, x, types.intp), codegen
 

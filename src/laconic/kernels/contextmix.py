@@ -38,6 +38,7 @@ from laconic.kernels.bytemix import (
     _bin,
     _splat,
     _vector,
+    lanes_summed,
     prefetch,
     tables,
     take_slot,
@@ -86,14 +87,7 @@ def _mix(typingctx, weights, row, x, n):
             w = builder.load(_vector(context, builder, sig.args[0], args[0], builder.add(args[1], i)), align=4)
             v = builder.load(_vector(context, builder, sig.args[2], args[2], i), align=4)
             builder.store(builder.add(builder.load(total), builder.ashr(builder.mul(w, v), _splat(8))), total)
-        total = builder.load(total)
-        half = LANES // 2
-        while half:  # halve until one lane is left
-            lanes = [ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(k, k + half))) for k in (0, half)]
-            low, high = (builder.shuffle_vector(total, total, lane) for lane in lanes)
-            total, half = builder.add(low, high), half // 2
-        first = builder.extract_element(total, ir.IntType(32)(0))
-        return builder.sext(builder.ashr(first, ir.IntType(32)(8)), ir.IntType(64))
+        return lanes_summed(builder, builder.load(total))
 
     return types.int64(weights, types.int64, x, types.int64), codegen
 

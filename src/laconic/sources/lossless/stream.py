@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 import xxhash
 
 from ...core.errors import BadConfig, CorruptStream, decode_budget
-from ...core.wire import write_varint
+from ...core.wire import Numbers, write_varint
 from .levels import END, LEVELS, decode_block, encode_block, level, memory_bytes
 
 MAGIC = b"\x89LAB"
@@ -142,7 +142,7 @@ class Writer(io.RawIOBase):
         self.abandon() if kind else self.close()
 
 
-class _Wire:
+class _Wire(Numbers):
     """Reads a stream forward; knows nothing of its length."""
 
     def __init__(self, source: IO[bytes]) -> None:
@@ -164,19 +164,6 @@ class _Wire:
         part = self._source.read(1)
         self.at += len(part)
         return part
-
-    def varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.take(1)[0]
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                if shift and not byte:
-                    raise CorruptStream("a number that is longer than it needs to be")
-                return value
-            shift += 7
-            if shift > 56:
-                raise CorruptStream("a number above 2^63")
 
 
 def _header(wire: _Wire, first: bytes, limit_memory: int, threads: int) -> int:
