@@ -133,3 +133,13 @@ def test_thresholds_that_are_none_are_refused():
             Thresholds.of([bad])
     with pytest.raises(BadInput):
         quantize_coordinates(np.zeros((4, 3), np.float32), Thresholds.of([np.zeros(1, np.float32)]))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_thresholds_between_levels_are_those_of_each_coordinate(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = 1 << rng.integers(0, 9, rng.integers(1, 40)).astype(np.int64)
+    levels = [np.sort(rng.standard_normal(n)).astype(np.float32) for n in sizes]
+    each = Thresholds.of([(x[1:] + x[:-1]) / 2 for x in levels])
+    for found, right in zip(Thresholds.between(np.concatenate(levels), sizes), each, strict=True):
+        assert found.dtype == right.dtype and np.array_equal(found, right)

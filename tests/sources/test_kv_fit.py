@@ -166,11 +166,11 @@ def test_pages_hold_what_the_codec_gives_however_tokens_come(scale: str) -> None
 def test_keys_before_rope_come_back_turned() -> None:
     rope = Rope(tuple(0.9 ** np.arange(8)), 1.0)
     recipe = recipe_of("auto", None)[1]
-    x = torch.randn(1, 2, 300, 16, generator=torch.Generator().manual_seed(3))
+    x = torch.randn(1, 2, 2300, 16, generator=torch.Generator().manual_seed(3))
     codecs = recipe.keys(6.0).fit(x), recipe.values(6.0).fit(x)
     store = PairStore(*codecs, Site(0, 2, 16, 16, rope), "once", first=4)
     turned = rope.turn(x, 4)
     store.append(turned[:, :, :130], x[:, :, :130])
-    store.append(turned[:, :, 130:], x[:, :, 130:])
+    store.append(turned[:, :, 130:], x[:, :, 130:])  # more than is coded at once
     keys = torch.cat([store.tile(a, b)[0] for a, b in store.bounds()], 2)
     assert float((keys - turned).square().mean() / x.square().mean()) < 4e-3
