@@ -9,7 +9,7 @@ import numpy as np
 from ...core.errors import CodecError
 from .blocks import decode_rows, encode_rows
 
-CANDIDATES = ("klt-trellis", "klt-levels", "saq", "turboquant")
+CANDIDATES = ("klt-trellis", "klt-levels", "saq", "turboquant", "ar-scalar", "rvq")
 _TRAINING, _TRIAL = 8192, 1024  # vectors
 
 
