@@ -29,7 +29,7 @@ _LAZY = {
     "verify": "laconic.sources.files",
     "info": "laconic.sources.files",
 }
-_ROOMS = ("kv", "lossless", "vectors", "weights")
+_ROOMS = ("gradients", "kv", "lossless", "vectors", "weights")
 __all__ = [*_LAZY, *_ROOMS, "__version__"]
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ def test_sums_of_decoded_follow_sums_of_gradients() -> None:
 def test_without_memory_they_do_not() -> None:
     g = gradients(200)
     with_memory = laconic.codec("ef-topk", fraction=0.05)
-    without = laconic.Codec(chain(*ef_topk(0.05).codec.stages))
+    without = laconic.Codec(chain(*ef_topk(0.05).at(0.05).stages))
     drift = [
         float((g.sum(0) - d).norm() / g.sum(0).norm())
         for d in (

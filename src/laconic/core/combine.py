@@ -6,6 +6,7 @@ partition(rule, a, b, …)       rule splits x; each share has its own codec
 conditional(hyper, context, main)   main's coder is told context(ẑ), which the decoder has before it needs it
 predictive(predictor, codec)   along axis 0: the codec sees x_t − prediction(x̂_{t−1})
 error_feedback(codec)          along axis 0: the codec sees x_t + what it lost so far
+error_control(codec, eta)      along axis 0: the codec sees x_t − x̂_{t−1} + eta · what it lost so far
 """
 
 from __future__ import annotations
@@ -348,7 +349,38 @@ class _Sequence(_Combinator):
 
 
 @dataclass(frozen=True)
-class ErrorFeedback(_Sequence):
+class _Feedback(_Sequence):
+    """What feeds an error back. Its arithmetic stands alone, so that what lies between target and Δ may be a network.
+
+    state ─ aim(state, x) ─▶ target ─ codec ─▶ Δ ─ settle(state, x, Δ) ─▶ next state        each sender
+    seen ─ follow(seen, Δ) ─▶ x̂, next seen                                                    who decodes; Δ may be a mean
+    """
+
+    def aim(self, state: Any, x: Any) -> Any:
+        """What is coded for x."""
+        raise NotImplementedError
+
+    def settle(self, state: Any, x: Any, sent: Any) -> Any:
+        """The state once `sent` is what the codec gives for the target."""
+        raise NotImplementedError
+
+    def follow(self, seen: Any, sent: Any) -> tuple[Any, Any]:
+        """(what the decoder keeps, None at first; what arrived) -> (reconstruction, what it keeps from now on)."""
+        raise NotImplementedError
+
+    def step(self, state: Any, x: Any) -> tuple[Side, Any]:
+        side = _encode_child(self.codec, self.aim(state, x))
+        return side, self.settle(state, x, _decode_child(self.codec, side))
+
+    def unstep(self, state: Any, side: Side) -> tuple[Any, Any]:
+        sent = _decode_child(self.codec, side)
+        if state is not None and state.shape != sent.shape:
+            raise CorruptStream(f"a frame of shape {tuple(sent.shape)} behind one of {tuple(state.shape)}")
+        return self.follow(state, sent)
+
+
+@dataclass(frozen=True)
+class ErrorFeedback(_Feedback):
     """Each slice is coded together with what the codec lost on the slices before it.
 
     State: the error memory e, starting at 0. y_t = C(x_t + e_t), e_{t+1} = x_t + e_t − ŷ_t.
@@ -358,18 +390,59 @@ class ErrorFeedback(_Sequence):
     def start(self, x: Any) -> Any:
         return x * 0
 
-    def step(self, state: Any, x: Any) -> tuple[Side, Any]:
-        target = x + state
-        side = _encode_child(self.codec, target)
-        return side, target - _decode_child(self.codec, side)
+    def aim(self, state: Any, x: Any) -> Any:
+        return x + state
 
-    def unstep(self, state: Any, side: Side) -> tuple[Any, Any]:
-        return _decode_child(self.codec, side), None
+    def settle(self, state: Any, x: Any, sent: Any) -> Any:
+        return x + state - sent
+
+    def follow(self, seen: Any, sent: Any) -> tuple[Any, Any]:
+        return sent, None
 
 
 def error_feedback(codec: Stage) -> ErrorFeedback:
     """`ErrorFeedback` around `codec`."""
     return ErrorFeedback(codec)
+
+
+@dataclass(frozen=True)
+class ErrorControl(_Feedback):
+    """Each slice is coded as a difference to what the decoder has, with the share `eta` of what was lost so far.
+
+        Δ_t = C(η e_t + x_t − h_t),   h_{t+1} = h_t + Δ_t,   e_{t+1} = e_t + x_t − h_{t+1},   x̂_t = h_{t+1}
+
+    State: the pair (e, h), from 0. Where x settles, so do h and Δ, whatever the codec loses of a single slice; e keeps noise from
+    staying in h. η = 0 is EF21 (Richtárik, Sokolov & Fatkhullin 2021, 2106.05203).
+    Source: Gao, Islamov & Stich 2024, EControl (2311.05645), Alg. 2. Differs: h_0 = 0, where EF21 begins with C(x_0).
+    """
+
+    eta: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.eta <= 1:
+            raise BadConfig(f"eta {self.eta}; 0 (EF21) to 1 is right")
+
+    def start(self, x: Any) -> Any:
+        return x * 0, x * 0
+
+    def aim(self, state: Any, x: Any) -> Any:
+        e, h = state
+        return self.eta * e + x - h
+
+    def settle(self, state: Any, x: Any, sent: Any) -> Any:
+        e, h = state
+        h = h + sent
+        return e + x - h, h
+
+    def follow(self, seen: Any, sent: Any) -> tuple[Any, Any]:
+        now = sent if seen is None else seen + sent
+        return now, now
+
+
+def error_control(codec: Stage, eta: float = 0.1) -> ErrorControl:
+    """`ErrorControl` around `codec`."""
+    return ErrorControl(codec, eta)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """Sparse gradients with error memory."""
 
-from ...core.combine import chain, error_feedback
-from ...core.stage import Stage
+from ...core.combine import chain
 from ...entropy.coders import Rans
 from ...entropy.planes import BytePlanes, Rows
+from ...sources.gradients.recipe import GradientRecipe
 from ...transforms.cast import Half
 from ...transforms.select import TopK
 
 
-def ef_topk(fraction: float = 0.01) -> Stage:
+def ef_topk(fraction: float = 0.01) -> GradientRecipe:
     """A sequence of gradients, of each only the largest `fraction` of values; what was left out is added to the next.
 
         y_t = TopK(g_t + e_t),   e_{t+1} = g_t + e_t − y_t
@@ -19,4 +19,4 @@ def ef_topk(fraction: float = 0.01) -> Stage:
     near their entropy instead of as 32-bit integers.
     Claim: sums of decoded gradients follow sums of gradients: the memory stays bounded.
     """
-    return error_feedback(chain(TopK(fraction), Half(), BytePlanes(), Rows(Rans())))
+    return GradientRecipe(lambda f: chain(TopK(f), Half(), BytePlanes(), Rows(Rans())), fraction)

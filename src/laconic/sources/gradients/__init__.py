@@ -1,0 +1,1 @@
+"""Gradients: what data-parallel workers send each other while they train."""
