@@ -352,15 +352,15 @@ class _Sequence(_Combinator):
 class _Feedback(_Sequence):
     """What feeds an error back. Its arithmetic stands alone, so that what lies between target and Δ may be a network.
 
-    state ─ aim(state, x) ─▶ target ─ codec ─▶ Δ ─ settle(state, x, Δ) ─▶ next state        each sender
-    seen ─ follow(seen, Δ) ─▶ x̂, next seen                                                    who decodes; Δ may be a mean
+    state ─ aim(state, x) ─▶ target ─ codec ─▶ Δ ─ settle(state, x, target, Δ) ─▶ next state    each sender
+    seen ─ follow(seen, Δ) ─▶ x̂, next seen                                                        who decodes; Δ may be a mean
     """
 
     def aim(self, state: Any, x: Any) -> Any:
         """What is coded for x."""
         raise NotImplementedError
 
-    def settle(self, state: Any, x: Any, sent: Any) -> Any:
+    def settle(self, state: Any, x: Any, target: Any, sent: Any) -> Any:
         """The state once `sent` is what the codec gives for the target."""
         raise NotImplementedError
 
@@ -369,8 +369,9 @@ class _Feedback(_Sequence):
         raise NotImplementedError
 
     def step(self, state: Any, x: Any) -> tuple[Side, Any]:
-        side = _encode_child(self.codec, self.aim(state, x))
-        return side, self.settle(state, x, _decode_child(self.codec, side))
+        target = self.aim(state, x)
+        side = _encode_child(self.codec, target)
+        return side, self.settle(state, x, target, _decode_child(self.codec, side))
 
     def unstep(self, state: Any, side: Side) -> tuple[Any, Any]:
         sent = _decode_child(self.codec, side)
@@ -393,8 +394,8 @@ class ErrorFeedback(_Feedback):
     def aim(self, state: Any, x: Any) -> Any:
         return x + state
 
-    def settle(self, state: Any, x: Any, sent: Any) -> Any:
-        return x + state - sent
+    def settle(self, state: Any, x: Any, target: Any, sent: Any) -> Any:
+        return target - sent
 
     def follow(self, seen: Any, sent: Any) -> tuple[Any, Any]:
         return sent, None
@@ -430,7 +431,7 @@ class ErrorControl(_Feedback):
         e, h = state
         return self.eta * e + x - h
 
-    def settle(self, state: Any, x: Any, sent: Any) -> Any:
+    def settle(self, state: Any, x: Any, target: Any, sent: Any) -> Any:
         e, h = state
         h = h + sent
         return e + x - h, h

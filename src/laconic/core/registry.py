@@ -171,6 +171,8 @@ RECIPES: dict[str, Recipe] = {
     "ef-levels": Recipe("laconic.recipes.gradients.ef_levels:ef_levels", "gradients"),
     "econtrol": Recipe("laconic.recipes.gradients.econtrol:econtrol", "gradients"),
     "ef21": Recipe("laconic.recipes.gradients.econtrol:ef21", "gradients"),
+    "l-greco": Recipe("laconic.recipes.gradients.l_greco:l_greco", "gradients"),
+    "onebit-adam": Recipe("laconic.recipes.gradients.onebit_adam:onebit_adam", "gradients"),
     "bytes-mix": Recipe("laconic.recipes.lossless.bytes_mix:bytes_mix", "lossless"),
     "bytes-wide": Recipe("laconic.recipes.lossless.bytes_wide:bytes_wide", "lossless"),
     "planes": Recipe("laconic.recipes.lossless.planes:planes", "lossless"),

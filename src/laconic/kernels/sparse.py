@@ -17,6 +17,7 @@ import numpy as np
 from numba import njit
 
 from laconic.core.errors import BadInput, CorruptStream, claim
+from laconic.kernels.bits import load64
 
 __all__ = ["MAX_LEVELS", "largest", "largest_plain", "read_sparse", "write_sparse", "write_sparse_plain"]
 
@@ -154,65 +155,57 @@ def write_sparse(place: np.ndarray, negative: np.ndarray, level: np.ndarray, n_l
 
 
 @njit(cache=True, nogil=True)
-def _read(data, k, n_levels, n, place, negative, level):
-    """0, or what is wrong: 1 too short, 2 a place beyond the end, 3 too long or bits behind the end that are set."""
-    n_bits, at = 8 * data.size, 0
+def _read(data, n_bits, k, n_levels, n, place, negative, level):
+    """0, or what is wrong: 1 too short, 2 a place beyond the end, 3 too long or bits behind the end that are set.
+
+    data: the stream and 8 bytes more. A gap has at most 56 bits, which is what a word holds behind any bit.
+    """
+    at, one = 0, np.uint64(1)
     count, total, before = 1, n // max(k, 1), -1
     for i in range(k):
         b = 0
         while count << b < total:
             b += 1
-        q = 0
-        while True:
-            if at >= n_bits:
-                return 1
-            bit = (data[at >> 3] >> (at & 7)) & 1
-            if not bit:
-                at += 1
-                break
-            at += 1
-            q += 1
-            if q == _ONES:
-                break
-        width = b if q < _ONES else 32
-        if at + width > n_bits:
+        if at >= n_bits:
             return 1
-        low = np.int64(0)
-        for j in range(width):
-            low |= np.int64((data[(at + j) >> 3] >> ((at + j) & 7)) & 1) << j
-        at += width
-        gap = (q << b) + low if q < _ONES else low
-        if q == _ONES and gap >> b < _ONES:
-            return 2
+        word = load64(data, at >> 3) >> np.uint64(at & 7)
+        q = 0
+        while q < _ONES and word & one:
+            word >>= one
+            q += 1
+        if q < _ONES:
+            gap = (q << b) + np.int64((word >> one) & np.uint64((1 << b) - 1))
+            at += q + 1 + b
+        else:
+            gap = np.int64(word & np.uint64(0xFFFFFFFF))
+            at += _ONES + 32
+            if gap >> b < _ONES:
+                return 2
         before += gap + 1
         if before >= n:
             return 2
-        place[i] = before
         if at >= n_bits:
             return 1
-        negative[i] = (data[at >> 3] >> (at & 7)) & 1
-        at += 1
+        place[i] = before
+        word = load64(data, at >> 3) >> np.uint64(at & 7)
+        negative[i] = word & one
         tail = 0
         while tail < n_levels - 1:
-            if at >= n_bits:
-                return 1
-            bit = (data[at >> 3] >> (at & 7)) & 1
-            at += 1
-            if not bit:
+            word >>= one
+            if not word & one:
                 break
             tail += 1
         level[i] = tail
+        at += 1 + tail + (tail < n_levels - 1)
         total += gap
         count += 1
         if count == _WINDOW:
             count >>= 1
             total >>= 1
-    if (at + 7) >> 3 != data.size:
+    if at > n_bits:
+        return 1
+    if (at + 7) >> 3 != n_bits >> 3 or (at & 7 and data[at >> 3] >> (at & 7)):
         return 3
-    while at < n_bits:
-        if (data[at >> 3] >> (at & 7)) & 1:
-            return 3
-        at += 1
     return 0
 
 
@@ -222,7 +215,8 @@ def read_sparse(data: np.ndarray, k: int, n_levels: int, n: int) -> tuple[np.nda
         raise CorruptStream(f"{k:,} values of {n_levels} levels in {n:,} places, in {data.size:,} bytes")
     claim(6 * k, "sparse values")
     place, negative, level = np.empty(k, np.int32), np.empty(k, np.bool_), np.empty(k, np.uint8)
-    wrong = _read(data, k, n_levels, n, place, negative, level)
+    padded = np.concatenate([data, np.zeros(8, np.uint8)])
+    wrong = _read(padded, 8 * data.size, k, n_levels, n, place, negative, level)
     if wrong:
         what = ("", "end too early", "lie beyond the end of the vector", "end too late")[wrong]
         raise CorruptStream(f"sparse values that {what}")

@@ -16,7 +16,7 @@ def econtrol(fraction: float = 0.05, eta: float = 0.1, levels: int = 8) -> Gradi
     Source: Gao, Islamov & Stich 2024, EControl (2311.05645). Differs: h_0 = 0, no first gradient in full; C is top-k with
     `levels` magnitudes in place of 32-bit values.
     """
-    return GradientRecipe(lambda f: SparseLevels(f, levels), fraction, lambda c: error_control(c, eta))
+    return GradientRecipe(lambda f: SparseLevels(f, levels), fraction, lambda c: error_control(c, eta), "whole")
 
 
 def ef21(fraction: float = 0.05, levels: int = 8) -> GradientRecipe:
@@ -26,4 +26,4 @@ def ef21(fraction: float = 0.05, levels: int = 8) -> GradientRecipe:
 
     Source: Richtárik, Sokolov & Fatkhullin 2021, EF21 (2106.05203), Alg. 2. Differs: as `econtrol`, whose η is 0 here.
     """
-    return GradientRecipe(lambda f: SparseLevels(f, levels), fraction, lambda c: error_control(c, 0.0))
+    return GradientRecipe(lambda f: SparseLevels(f, levels), fraction, lambda c: error_control(c, 0.0), "whole")

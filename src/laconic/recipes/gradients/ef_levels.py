@@ -15,4 +15,4 @@ def ef_levels(fraction: float = 0.02, levels: int = 2, plain: str = "float16") -
     Source: Stich, Cordonnier & Jaggi 2018 (1809.07599), Alg. 1; Sattler et al. 2019, Sparse Ternary Compression (1903.02891).
     Differs: magnitudes of several levels, Lloyd–Max for the tail; codes of places adapt.
     """
-    return GradientRecipe(lambda f: SparseLevels(f, levels), fraction, plain=plain)
+    return GradientRecipe(lambda f: SparseLevels(f, levels), fraction, travels="whole", plain=plain)

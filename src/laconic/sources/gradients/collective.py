@@ -29,9 +29,17 @@ class Mean(NamedTuple):
 
 
 class Gather(NamedTuple):
-    """Everybody's message to everybody; reply: list of bytes, by rank."""
+    """Everybody's message to everybody; reply: `Messages`."""
 
     message: bytes
+
+
+@dataclass
+class Messages:
+    """By rank. understood: what they say, once one worker of this process has decoded them; a simulation has many."""
+
+    packets: list[bytes]
+    understood: Any = None
 
 
 class Scatter(NamedTuple):
@@ -92,7 +100,8 @@ def run(work: Work[T], traffic: Traffic, group: Any = None) -> T:
         if isinstance(request, Mean):
             longest, reply = 0, _reduce(request.buffer, world, group)
         elif isinstance(request, Gather):
-            longest, reply = _gather(request.message, world, group)
+            longest, packets = _gather(request.message, world, group)
+            reply = Messages(packets)
         else:
             longest, reply = 0, _scatter(request, group)
         traffic.seconds += time.perf_counter() - start
@@ -178,6 +187,6 @@ def _answers(requests: list[Request], world: int) -> tuple[list[Any], int]:
         mean = total if narrow else total / world
         return [mean.clone() for _ in requests], 0
     if isinstance(first, Gather):
-        messages = [r.message for r in requests]  # type: ignore[union-attr]
-        return [list(messages) for _ in requests], max(map(len, messages))
+        messages = Messages([r.message for r in requests])  # type: ignore[union-attr]
+        return [messages] * world, max(map(len, messages.packets))
     return [[r.messages[i] for r in requests] for i in range(world)], 0  # type: ignore[union-attr]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from ...core.errors import BadConfig, ModelMismatch, unknown
 from ...quantize.lowrank import LowRankCode
 from ...transforms.cast import Half
 from .collective import Traffic, Work, run
-from .exchange import aim, exchange_codes, exchange_factors, exchange_plain, matrix
+from .exchange import aim, exchange_codes, exchange_factors, exchange_plain, exchange_whole, matrix
 from .memory import Memory, Names, check_shapes
 from .plan import choose
 from .recipe import GradientRecipe
@@ -71,14 +72,16 @@ class Compressor:
     that is not finite on one rank is skipped whole on all. Futures of earlier buckets wait for it.
     """
 
-    def __init__(self, recipe_id: str, settings: dict[str, Any], seed: int, warmup: int, nonfinite: str, group: Any) -> None:
+    def __init__(
+        self, recipe_id: str, settings: dict[str, Any], seed: int, warmup: int, smallest: int | None, nonfinite: str
+    ) -> None:
         if nonfinite not in NONFINITE:
             raise unknown("way with gradients that are not finite", nonfinite, list(NONFINITE))
         if warmup < 0:
             raise BadConfig(f"a warm-up of {warmup} steps; 0 or more are right")
         self.recipe_id, self.settings = recipe_id, settings
         self.seed, self.warmup, self.nonfinite = seed, warmup, nonfinite
-        self.group = group
+        self.smallest = smallest
         self.memories: dict[str, Memory] = {}
         self.levels: dict[str, float] = {}
         self.traffic = Traffic()
@@ -88,7 +91,9 @@ class Compressor:
         self._transient()
 
     def _transient(self) -> None:
-        self.recipe = recipe_of(self.recipe_id, self.settings)
+        self.group: Any = None
+        recipe = recipe_of(self.recipe_id, self.settings)
+        self.recipe = recipe if self.smallest is None else replace(recipe, smallest=self.smallest)
         self.control = self.recipe.control(self.recipe.at(self.recipe.level)) if self.recipe.control else None
         self.names = Names()
         self.waiting: list[tuple[GradBucket, Future[Tensor]]] = []
@@ -100,7 +105,6 @@ class Compressor:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.group = None
         self._transient()
 
     def bind(self, model: nn.Module, group: Any = None) -> Compressor:
@@ -159,7 +163,8 @@ class Compressor:
         self._check(gradients)
         world = self.place[1]
         x = {name: g.detach().float() for name, g in gradients.items()}
-        healthy = all(_finite(v) for v in x.values())
+        ranges = {n: torch.stack(torch.aminmax(v)).tolist() if v.numel() else [0.0, 0.0] for n, v in x.items()}
+        healthy = all(math.isfinite(low) and math.isfinite(high) for low, high in ranges.values())
         plain = [n for n, v in x.items() if self._is_plain(v)]
         self.dense_bytes += 2 * (world - 1) / world * 4 * sum(v.numel() for v in x.values())
         step, self.n_steps = self.n_steps, self.n_steps + 1
@@ -174,7 +179,7 @@ class Compressor:
             return out
         yield from self._replan(step, {n: x[n] for n in names})
         memories = [self._memory(n, x[n]) for n in names]
-        idle = [not bool(x[n].any()) for n in names]
+        idle = [ranges[n] == [0.0, 0.0] for n in names]
         targets = [aim(self.control, m, x[n]) for n, m in zip(names, memories, strict=True)]
         levels = [self.levels.get(n, self.recipe.level) for n in names]
         if self.recipe.travels == "factors":
@@ -182,11 +187,15 @@ class Compressor:
             ranks = [int(level) for level in levels]
             sent = yield from exchange_factors(said, memories, ranks, names, self.seed, self.recipe.plain)
         else:
-            said = [None if i else t for t, i in zip(targets, idle, strict=True)]
-            sent = yield from exchange_codes(said, [self.recipe.at(level) for level in levels], self.place[0])
-        for name, memory, (own, mean), i in zip(names, memories, sent, idle, strict=True):
+            heard = [None if i else t for t, i in zip(targets, idle, strict=True)]
+            codecs = [self.recipe.at(level) for level in levels]
+            if self.recipe.travels == "whole":
+                sent = yield from exchange_whole(heard, [x[n].shape for n in names], codecs[0], self.place[0])
+            else:
+                sent = yield from exchange_codes(heard, codecs, self.place[0])
+        for name, memory, target, (own, mean), i in zip(names, memories, targets, sent, idle, strict=True):
             if self.control is not None and own is not None and not i:
-                memory.state = self.control.settle(memory.state, x[name], own)
+                memory.state = self.control.settle(memory.state, x[name], target, own)
             if mean is None:
                 mean = torch.zeros_like(x[name])
             if self.control is not None:
@@ -229,11 +238,6 @@ class Compressor:
                 self.memories[name].total = None
 
 
-def _finite(x: Tensor) -> bool:
-    low, high = torch.aminmax(x) if x.numel() else (x.sum(), x.sum())
-    return math.isfinite(float(low)) and math.isfinite(float(high))
-
-
 def recipe_of(recipe_id: str, settings: dict[str, Any]) -> GradientRecipe:
     """The recipe of an id of domain "gradients", or of a baseline. Raises BadConfig."""
     known_ids = [*registry.recipes("gradients"), *BASELINES]
@@ -249,14 +253,15 @@ def recipe_of(recipe_id: str, settings: dict[str, Any]) -> GradientRecipe:
 
 
 def compressor(
-    recipe_id: str, model: nn.Module | None = None, *, seed: int = 0, warmup: int = 0, nonfinite: str = "zero",
-    group: Any = None, **settings: Any,
+    recipe_id: str, model: nn.Module | None = None, *, seed: int = 0, warmup: int = 0, smallest: int | None = None,
+    nonfinite: str = "zero", group: Any = None, **settings: Any,
 ) -> Compressor:  # fmt: skip
     """The state of `hook`: `ddp.register_comm_hook(compressor("ef-levels", ddp), hook)`.
 
     recipe_id: `laconic.recipes("gradients")`, or "none", "fp16", "powersgd" to compare with. settings: the recipe's.
     model: gives parameters their names, so that a checkpoint finds them whatever their order; without it they are numbered.
     seed: of what all ranks draw alike; the same on all ranks. warmup: steps that are sent as they are.
+    smallest: parameters of fewer values travel as they are; None: as the recipe says.
     nonfinite: gradients with NaN or Inf on some rank are set to "zero" on all, or to NaN ("pass", what a GradScaler wants, which
         then skips the step on all ranks and lowers its scale); memories stay as they are, and `report` says which steps.
     group: the process group, the default one if None. With one rank nothing is sent, so nothing is lost.
@@ -268,5 +273,6 @@ def compressor(
     recipe = recipe_of(recipe_id, settings)
     if recipe.optimizer:
         raise BadConfig(f"{recipe_id!r} sends momentum, not gradients: use laconic.gradients.{recipe.optimizer}(parameters, …)")
-    made = Compressor(recipe_id, settings, seed, warmup, nonfinite, group)
+    made = Compressor(recipe_id, settings, seed, warmup, smallest, nonfinite)
+    made.group = group
     return made.bind(model) if model is not None else made

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,17 +15,18 @@ from ...core.combine import ErrorControl, ErrorFeedback
 from ...core.errors import CorruptStream, decode_budget
 from ...core.stage import Stage
 from ...core.wire import Reader, read_sections, write_sections, write_varint
-from .collective import Gather, Mean, Work
+from .collective import Gather, Mean, Messages, Work
 from .memory import Memory
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+LEAST = 1e-30  # root mean square below which a gradient is as good as zero
 
 
 class Sent(NamedTuple):
-    """Of one parameter. own: what this rank's message decodes to; mean: of all ranks'."""
+    """Of one parameter. own: what this rank's message decodes to; mean: of all ranks'. None where nothing was said."""
 
-    own: Tensor
-    mean: Tensor
+    own: Tensor | None
+    mean: Tensor | None
 
 
 def exchange_plain(tensors: Sequence[Tensor], dtype: str, healthy: bool) -> Work[list[Tensor] | None]:
@@ -50,25 +52,75 @@ def exchange_codes(targets: Sequence[Tensor | None], codecs: Sequence[Stage], ra
         packet = b"" if target is None else encode(codec, target)
         write_varint(message, len(packet))
         message += packet
-    messages = yield Gather(bytes(message))
-    readers = [Reader(m) for m in messages]
-    out = []
-    for target, codec in zip(targets, codecs, strict=True):
-        own = mean = None
-        for sender, reader in enumerate(readers):
-            packet = reader.take(reader.varint())
-            if not len(packet):
-                continue
-            got = decode(codec, packet)
-            if target is not None and got.shape != target.shape:
-                raise CorruptStream(f"rank {sender} sends {tuple(got.shape)} for a gradient of {tuple(target.shape)}")
-            if sender == rank:
-                own = got
-            mean = got.clone() if mean is None else mean.add_(got)
-        out.append((own, None if mean is None else mean.div_(len(messages))))
-    for reader in readers:
+    messages: Messages = yield Gather(bytes(message))
+    if messages.understood is None:
+        messages.understood = _understand(messages.packets, codecs)
+    said, means = messages.understood
+    for target, mean in zip(targets, means, strict=True):
+        if target is not None and mean.shape != target.shape:
+            raise CorruptStream(f"gradients of {tuple(mean.shape)} arrive for one of {tuple(target.shape)}")
+    return [Sent(own, mean) for own, mean in zip(said[rank], means, strict=True)]
+
+
+def _understand(packets: Sequence[bytes], codecs: Sequence[Stage]) -> tuple[list[list[Tensor | None]], list[Tensor | None]]:
+    """What every rank says of every parameter, None for nothing; and the means."""
+    said, means = [], []
+    for packet in packets:
+        reader = Reader(packet)
+        parts = [reader.take(reader.varint()) for _ in codecs]
         reader.finish()
-    return out
+        said.append([decode(codec, part) if len(part) else None for codec, part in zip(codecs, parts, strict=True)])
+    for column in zip(*said, strict=True):
+        there = [x for x in column if x is not None]
+        if len({x.shape for x in there}) > 1:
+            raise CorruptStream(f"ranks send gradients of shapes {sorted({tuple(x.shape) for x in there})} for one parameter")
+        total = None
+        for x in there:
+            total = x.clone() if total is None else total.add_(x)
+        means.append(None if total is None else total.div_(len(packets)))
+    return said, means
+
+
+def exchange_whole(targets: Sequence[Tensor | None], shapes: Sequence[Sequence[int]], codec: Stage, rank: int) -> Work[list[Sent]]:
+    """All parameters as one vector, each in units of its root mean square, and one packet of it from everybody.
+
+    Message: the units, float32 a parameter, 0 where this rank has nothing to say; the packet. What is worth its bits is then
+    judged over the whole model, and there is one code to learn instead of one a parameter.
+    """
+    sizes = [math.prod(s) for s in shapes]
+    units = np.array([0.0 if t is None else float(t.norm()) / math.sqrt(n) for t, n in zip(targets, sizes, strict=True)], np.float32)
+    units[units < LEAST] = 0
+    joined = torch.zeros(sum(sizes))
+    for target, unit, part in zip(targets, units.tolist(), joined.split(sizes), strict=True):
+        if target is not None and unit:
+            torch.mul(target.reshape(-1), 1 / unit, out=part)
+    messages: Messages = yield Gather(units.tobytes() + encode(codec, joined))
+    if messages.understood is None:
+        messages.understood = _understand_whole(messages.packets, sizes, codec)
+    said, mean = messages.understood
+    own = said[rank].split(sizes)
+    return [
+        Sent(None if t is None else o.reshape(tuple(shape)), m.reshape(tuple(shape)))
+        for t, o, m, shape in zip(targets, own, mean.split(sizes), shapes, strict=True)
+    ]
+
+
+def _understand_whole(packets: Sequence[bytes], sizes: Sequence[int], codec: Stage) -> tuple[list[Tensor], Tensor]:
+    said = []
+    for packet in packets:
+        if len(packet) < 4 * len(sizes):
+            raise CorruptStream(f"{len(packet)} bytes of gradients; the units of {len(sizes)} parameters take more")
+        units = np.frombuffer(packet, np.float32, len(sizes))
+        x = decode(codec, packet[4 * len(sizes) :])
+        if x.shape != (sum(sizes),) or not np.isfinite(units).all():
+            raise CorruptStream(f"gradients of shape {tuple(x.shape)} for {sum(sizes):,} values, or units that are not finite")
+        for part, unit in zip(x.split(list(sizes)), units.tolist(), strict=True):
+            part.mul_(unit)
+        said.append(x)
+    mean = said[0].clone()
+    for x in said[1:]:
+        mean += x
+    return said, mean.div_(len(said))
 
 
 def encode(codec: Stage, x: Tensor) -> bytes:

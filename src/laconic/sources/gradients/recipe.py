@@ -10,7 +10,7 @@ from ...core.errors import BadConfig, unknown
 from ...core.stage import Stage
 
 PLAIN = ("float32", "float16", "bfloat16")
-TRAVELS = ("codes", "factors", "plain")
+TRAVELS = ("codes", "whole", "factors", "plain")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class GradientRecipe:
 
     at: the codec of one gradient at a level, ARRAY -> BYTES. level: the one taken (a fraction kept, a rank, bits).
     control: what becomes of what the codec loses, `error_feedback` or `error_control` around a codec; None: it is lost.
-    travels: "codes": every rank's packet goes to all others, for whatever cannot be added up; "factors": as matrices of rank
+    travels: "codes": every rank's packet goes to all others, for whatever cannot be added up; "whole":
+        the same of all parameters as one vector, each in units of its root mean square; "factors": as matrices of rank
         `level`, P and Q of power iteration, which can be added on the way; "plain": as numbers.
     plain: the dtype of what is not compressed (biases, gains, short parameters) on the wire.
     smallest: parameters of fewer values, or of one axis, are not compressed.

@@ -31,8 +31,8 @@ class Workers:
         return [c.report() for c in self.ranks]
 
 
-def simulate(recipe_id: str, n_workers: int, *, seed: int = 0, warmup: int = 0, **settings: Any) -> Workers:
-    """`n_workers` ranks of a compressor, to be driven step by step.
+def simulate(recipe_id: str, n_workers: int, **settings: Any) -> Workers:
+    """`n_workers` ranks of a compressor, to be driven step by step. settings: of `compressor` and of the recipe.
 
     >>> import torch
     >>> workers = simulate("ef-levels", 4, fraction=0.5)
@@ -42,7 +42,7 @@ def simulate(recipe_id: str, n_workers: int, *, seed: int = 0, warmup: int = 0, 
     """
     ranks = []
     for rank in range(n_workers):
-        one = compressor(recipe_id, seed=seed, warmup=warmup, **settings)
+        one = compressor(recipe_id, **settings)
         one.place = rank, n_workers
         ranks.append(one)
     return Workers(ranks)
