@@ -169,6 +169,7 @@ RECIPES: dict[str, Recipe] = {
     "turboquant-prod": Recipe("laconic.recipes.vectors.turboquant:turboquant_prod", "vectors"),
     "ef-topk": Recipe("laconic.recipes.gradients.ef_topk:ef_topk", "gradients"),
     "ef-levels": Recipe("laconic.recipes.gradients.ef_levels:ef_levels", "gradients"),
+    "ef-factors": Recipe("laconic.recipes.gradients.ef_factors:ef_factors", "gradients"),
     "econtrol": Recipe("laconic.recipes.gradients.econtrol:econtrol", "gradients"),
     "ef21": Recipe("laconic.recipes.gradients.econtrol:ef21", "gradients"),
     "l-greco": Recipe("laconic.recipes.gradients.l_greco:l_greco", "gradients"),

@@ -16,7 +16,16 @@ from ...core.errors import BadConfig, ModelMismatch, unknown
 from ...quantize.lowrank import LowRankCode
 from ...transforms.cast import Half
 from .collective import Traffic, Work, run
-from .exchange import aim, exchange_codes, exchange_factors, exchange_plain, exchange_whole, matrix
+from .exchange import (
+    add_codes,
+    add_numbers,
+    aim,
+    exchange_codes,
+    exchange_factors,
+    exchange_plain,
+    exchange_whole,
+    matrix,
+)
 from .memory import Memory, Names, check_shapes
 from .plan import choose
 from .recipe import GradientRecipe
@@ -29,7 +38,7 @@ NONFINITE = ("zero", "pass")
 
 
 def _plain(dtype: str) -> GradientRecipe:
-    return GradientRecipe(lambda _: Half(), 1.0, None, "plain", dtype)
+    return GradientRecipe(lambda _: Half(), 1.0, None, "plain", plain=dtype)
 
 
 def _powersgd(rank: int = 4, plain: str = "float32") -> GradientRecipe:
@@ -185,7 +194,9 @@ class Compressor:
         if self.recipe.travels == "factors":
             said = [torch.zeros_like(t) if i else t for t, i in zip(targets, idle, strict=True)]
             ranks = [int(level) for level in levels]
-            sent = yield from exchange_factors(said, memories, ranks, names, self.seed, self.recipe.plain)
+            codec = self.recipe.factors
+            add = add_numbers(self.recipe.plain) if codec is None else add_codes(codec, self.place[0])
+            sent = yield from exchange_factors(said, memories, ranks, names, self.seed, add, codec is not None)
         else:
             heard = [None if i else t for t, i in zip(targets, idle, strict=True)]
             codecs = [self.recipe.at(level) for level in levels]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -144,31 +145,64 @@ def matrix(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def exchange_factors(
-    targets: Sequence[Tensor], memories: Sequence[Memory], ranks: Sequence[int], names: Sequence[str], seed: int, dtype: str
-) -> Work[list[Sent]]:
-    """One power iteration, warm from the step before, in two sums of all ranks.
+    targets: Sequence[Tensor], memories: Sequence[Memory], ranks: Sequence[int], names: Sequence[str], seed: int, add: Sum,
+    turn: bool = False,
+) -> Work[list[Sent]]:  # fmt: skip
+    """One power iteration, warm from the step before, in two rounds of all ranks.
 
         P = mean M_i Q,   P̂ = orthonormal P,   Q_i = M_iᵀ P̂,   Q = mean Q_i;   the mean of the M_i is taken as P̂ Qᵀ
 
+    add: how factors are averaged, `add_numbers` or `add_codes`. turn: P̂ is rotated within its span, by an r × r matrix that all
+        know, so that columns of Q, and of P in the next step, have about the same energy: for a code that has one step for all.
     Source: Vogels, Karimireddy & Jaggi 2019, PowerSGD (1905.13727), Alg. 1. Differs: what a rank owes is M_i − P̂ Q_iᵀ, of its
-    own Q_i, not of the mean: the two agree on average over the ranks, and errors of heterogeneous ranks do not grow apart.
+    own Q_i as it was sent, not of the mean: the two agree on average over the ranks, errors of heterogeneous ranks do not grow
+    apart, and what coding Q_i loses is owed as well. (What coding P loses turns the subspace a little and is owed by nobody.)
     """
     flat = [t.reshape(matrix(t.shape)) for t in targets]
     starts = [_start(m, r, memory, name, seed) for m, r, memory, name in zip(flat, ranks, memories, names, strict=True)]
-    products = [m @ q for m, q in zip(flat, starts, strict=True)]
-    mean = yield Mean(torch.cat([p.reshape(-1) for p in products]).to(DTYPES[dtype]))
-    bases = []
-    for p, part in zip(products, mean.float().split([p.numel() for p in products]), strict=True):
-        bases.append(torch.linalg.qr(part.reshape(p.shape)).Q if bool(part.any()) else torch.zeros_like(p))
-    own = [(m.T @ p).to(DTYPES[dtype]) for m, p in zip(flat, bases, strict=True)]
-    mean = yield Mean(torch.cat([q.reshape(-1) for q in own]))
+    products = yield from add([m @ q for m, q in zip(flat, starts, strict=True)])
+    bases = [torch.linalg.qr(p).Q if bool(p.any()) else torch.zeros_like(p) for _, p in products]
+    if turn:
+        bases = [p @ _rotation(p.shape[1], seed) for p in bases]
+    factors = yield from add([m.T @ p for m, p in zip(flat, bases, strict=True)])
     out = []
-    for target, memory, q, p, part in zip(targets, memories, own, bases, mean.split([q.numel() for q in own]), strict=True):
-        shared = part.reshape(q.shape).float()
+    for target, memory, (q, shared), p in zip(targets, memories, factors, bases, strict=True):
         if bool(shared.any()):
             memory.factor = shared
-        out.append(Sent((p @ q.float().T).reshape(target.shape), (p @ shared.T).reshape(target.shape)))
+        out.append(Sent((p @ q.T).reshape(target.shape), (p @ shared.T).reshape(target.shape)))
     return out
+
+
+@cache
+def _rotation(rank: int, seed: int) -> Tensor:
+    return torch.linalg.qr(torch.randn(rank, rank, generator=torch.Generator().manual_seed(seed))).Q
+
+
+Sum = Callable[[Sequence[Tensor]], Work[list[tuple[Tensor, Tensor]]]]
+"""Tensors -> (what this rank's became on the wire, the mean of all ranks')."""
+
+
+def add_numbers(dtype: str) -> Sum:
+    """Sums on the way, as numbers of a dtype."""
+
+    def add(tensors: Sequence[Tensor]) -> Work[list[tuple[Tensor, Tensor]]]:
+        sizes = [t.numel() for t in tensors]
+        own = torch.cat([t.reshape(-1) for t in tensors]).to(DTYPES[dtype])
+        mean = yield Mean(own)
+        parts = zip(tensors, own.float().split(sizes), mean.float().split(sizes), strict=True)
+        return [(o.reshape(t.shape), m.reshape(t.shape)) for t, o, m in parts]
+
+    return add
+
+
+def add_codes(codec: Stage, rank: int) -> Sum:
+    """Packets to all, of one vector with every tensor in units of its root mean square."""
+
+    def add(tensors: Sequence[Tensor]) -> Work[list[tuple[Tensor, Tensor]]]:
+        sent = yield from exchange_whole(tensors, [t.shape for t in tensors], codec, rank)
+        return [(s.own, s.mean) for s in sent]  # type: ignore[misc]
+
+    return add
 
 
 def _start(m: Tensor, rank: int, memory: Memory, name: str, seed: int) -> Tensor:

@@ -41,6 +41,7 @@ class GradientRecipe:
     travels: "codes": every rank's packet goes to all others, for whatever cannot be added up; "whole":
         the same of all parameters as one vector, each in units of its root mean square; "factors": as matrices of rank
         `level`, P and Q of power iteration, which can be added on the way; "plain": as numbers.
+    factors: the codec of P and Q, ARRAY -> BYTES for values of unit variance; None: as numbers of `plain`, added on the way.
     plain: the dtype of what is not compressed (biases, gains, short parameters) on the wire.
     smallest: parameters of fewer values, or of one axis, are not compressed.
     plan: chooses levels by parameter; None: `level` everywhere.
@@ -51,6 +52,7 @@ class GradientRecipe:
     level: float
     control: Callable[[Stage], ErrorFeedback | ErrorControl] | None = error_feedback
     travels: str = "codes"
+    factors: Stage | None = None
     plain: str = "float32"
     smallest: int = 1024
     plan: Plan | None = None
