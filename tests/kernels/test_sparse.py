@@ -7,7 +7,9 @@ from laconic.core.errors import BadInput, CorruptStream
 from laconic.kernels.sparse import largest, largest_plain, read_sparse, write_sparse, write_sparse_plain
 
 
-@pytest.mark.parametrize(("n", "k", "levels"), [(1, 1, 1), (10, 3, 2), (1000, 20, 3), (1000, 1000, 1), (50000, 7, 8), (300, 0, 2)])
+@pytest.mark.parametrize(
+    ("n", "k", "levels"), [(1, 1, 1), (10, 3, 2), (1000, 20, 3), (1000, 1000, 1), (50000, 7, 8), (300, 0, 2)]
+)
 def test_loops_are_their_definitions(n: int, k: int, levels: int) -> None:
     rng = np.random.default_rng(n + k)
     x = rng.standard_normal(n).astype(np.float32)

@@ -17,7 +17,8 @@ from laconic.sources.gradients.onebit import OneBitAdam
 from .ranks import batch, net, spawn
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "none": {}, "fp16": {}, "powersgd": {"rank": 2}, "ef-levels": {"fraction": 0.1}, "econtrol": {"fraction": 0.2}, "ef-topk": {"fraction": 0.1},
+    "none": {}, "fp16": {}, "powersgd": {"rank": 2}, "ef-levels": {"fraction": 0.1}, "econtrol": {"fraction": 0.2},
+    "ef-topk": {"fraction": 0.1}, "ef-factors": {"rank": 4},
     "l-greco": {"every": 10, "window": 3, "level": 0.1},
 }  # fmt: skip
 
@@ -231,10 +232,11 @@ def onebit_resumed(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def everything(rank: int, n: int) -> dict[str, Any]:
     return {
-        "compressors": every_compressor(rank), "ddp": plain_ddp(rank), "resumed": resumed(rank, True), "unnamed": resumed(rank, False),
-        "zero": not_finite(rank, "zero"), "pass": not_finite(rank, "pass"), "unused": unused_parameters(rank), "late": added_late(rank),
-        "accumulated": accumulated(rank), "bf16": half_precision(rank, torch.bfloat16), "another": another_rank(rank),
-        "onebit": onebit(rank, True), "onebit-bare": onebit(rank, False), "onebit-resumed": onebit_resumed(rank),
+        "compressors": every_compressor(rank), "ddp": plain_ddp(rank), "accumulated": accumulated(rank), "late": added_late(rank),
+        "resumed": resumed(rank, True), "unnamed": resumed(rank, False), "another": another_rank(rank),
+        "zero": not_finite(rank, "zero"), "pass": not_finite(rank, "pass"), "unused": unused_parameters(rank),
+        "bf16": half_precision(rank, torch.bfloat16), "onebit": onebit(rank, True), "onebit-bare": onebit(rank, False),
+        "onebit-resumed": onebit_resumed(rank),
     }  # fmt: skip
 
 
@@ -315,7 +317,9 @@ def test_onebit_adam_freezes_by_itself_and_sends_signs(ranks: list[dict[str, Any
     frozen = int(report.levels["frozen"])
     assert 12 <= frozen < 60 and sum(losses[-5:]) < 0.3 * sum(losses[:5])
     n, p = sum(x.numel() for x in net().parameters()), 6
-    signs = 2 * (n / 2 / 8 + 4 * (p / 2 + 1)) + 8  # two ways, half of the vector, magnitudes of a parameter that both hold
+    signs = (
+        2 * (n / 2 / 8 + 4 * (p / 2 + 1)) + 8
+    )  # two ways, half of the vector, magnitudes of a parameter that both hold
     assert 4 * n * frozen < report.sent_bytes < 4 * n * frozen + (80 - frozen) * signs
 
 

@@ -304,6 +304,25 @@ def bench_vectors(
     run_suite(SUITE, json_, only)
 
 
+@bench_app.command("gradients")
+def bench_gradients(
+    json_: Json = None,
+    only: Annotated[str | None, typer.Option("--only", help="Measurements whose name contains this.")] = None,
+    curves: Annotated[
+        Path | None, typer.Option("--curves", help="Write the loss of every training by step to this file.")
+    ] = None,
+) -> None:
+    """Training on gloo ranks in fewer bytes: bytes on the wire, loss beside DDP's, processor time, slow links."""
+    from ..bench.gradients import SUITE, write_curves
+    from ..bench.rows import run_suite
+
+    try:
+        run_suite(SUITE, json_, only)
+    finally:
+        if curves is not None:
+            write_curves(curves)
+
+
 def _show_plan(plan: Any) -> None:
     from .tables import plan_table, print_table
 

@@ -10,8 +10,8 @@ def econtrol(fraction: float = 0.05, eta: float = 0.1, levels: int = 8) -> Gradi
 
         Δ_t = C(η e_t + g_t − h_t),   h_{t+1} = h_t + Δ_t,   e_{t+1} = e_t + g_t − h_{t+1};   the step goes along mean h_{t+1}
 
-    Where the workers' gradients settle at different places (heterogeneous data), h goes there and Δ to 0, so C loses nothing in the
-    end, which plain error feedback does not reach. Where gradients are noisy, e keeps what EF21 would average away.
+    Where the workers' gradients settle at different places (heterogeneous data), h goes there and Δ to 0, so C loses nothing in
+    the end, which plain error feedback does not reach. Where gradients are noisy, e keeps what EF21 would average away.
 
     Source: Gao, Islamov & Stich 2024, EControl (2311.05645). Differs: h_0 = 0, no first gradient in full; C is top-k with
     `levels` magnitudes in place of 32-bit values.

@@ -9,8 +9,8 @@ def ef_levels(fraction: float = 0.02, levels: int = 2, plain: str = "float16") -
 
         y_t = SparseLevels(g_t + e_t),   e_{t+1} = g_t + e_t − y_t
 
-    Axis 0 is time. About 9 bits a kept value at 1/50, all of them at work: 2 for sign and magnitude, 7 for the place. Gradients of
-    one axis and short ones travel as `plain`.
+    Axis 0 is time. About 9 bits a kept value at 1/50: 2 for sign and magnitude, 7 for the place. Gradients of one axis and short
+    ones travel as `plain`.
 
     Source: Stich, Cordonnier & Jaggi 2018 (1809.07599), Alg. 1; Sattler et al. 2019, Sparse Ternary Compression (1903.02891).
     Differs: magnitudes of several levels, Lloyd–Max for the tail; codes of places adapt.

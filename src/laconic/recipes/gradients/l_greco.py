@@ -21,12 +21,13 @@ def l_greco(
 
         min Σ_l bytes(l, c_l)   so that   Σ_l ‖G_l − C(G_l; c_l)‖² ≤ error · Σ_l ‖G_l − C(G_l; level)‖²
 
-    family: "top-k", level a fraction (default .02), choices from a quarter to eight times as much; "low-rank", PowerSGD, a rank (4),
-    from 1 to twice as much; "levels", uniform levels with entropy coding (7), from 3 to 31. G: the gradients of `window` steps,
-    summed; a plan every `every` steps, the first after one window. plan: False is the one level for all. Error feedback throughout.
+    family: "top-k", level a fraction (default .02), choices from a quarter to eight times as much; "low-rank", PowerSGD, a rank
+    (4), from 1 to twice as much; "levels", uniform levels with entropy coding (7), from 3 to 31. G: the gradients of `window`
+    steps, summed; a plan every `every` steps, the first after one window. plan: False is the one level for all. Error feedback
+    throughout.
 
-    Source: Markov et al. 2024, L-GreCo (2210.17357), Alg. 1 and section 4. Differs: squared errors, and a table averaged over ranks;
-    see `sources.gradients.plan`.
+    Source: Markov et al. 2024, L-GreCo (2210.17357), Alg. 1. Differs: squared errors, and a table averaged over ranks; see
+    `sources.gradients.plan`.
     """
     if family not in _FAMILIES:
         raise unknown("family", family, list(_FAMILIES))

@@ -120,7 +120,9 @@ def _reduce(buffer: Tensor, world: int, group: Any) -> Tensor:
     import torch.distributed as dist
 
     narrow = buffer.dtype in (torch.float16, torch.bfloat16)
-    mine = (buffer / world if narrow else buffer.clone()).to(_device(group))  # so that a sum of halves does not overflow
+    mine = (buffer / world if narrow else buffer.clone()).to(
+        _device(group)
+    )  # so that a sum of halves does not overflow
     dist.all_reduce(mine, group=group)
     return (mine if narrow else mine / world).to(buffer.device)
 

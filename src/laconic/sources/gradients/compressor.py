@@ -143,7 +143,9 @@ class Compressor:
             waiting, self.waiting = self.waiting, []
             self._settle_in()
             start, before = time.perf_counter(), self.traffic.seconds
-            items = {self.names.of(p): g for b, _ in waiting for p, g in zip(b.parameters(), b.gradients(), strict=True)}
+            items = {
+                self.names.of(p): g for b, _ in waiting for p, g in zip(b.parameters(), b.gradients(), strict=True)
+            }
             if self.place and self.place[1] > 1:
                 means = run(self.step(items), self.traffic, self.group)
                 for name, g in items.items():
@@ -160,7 +162,9 @@ class Compressor:
 
         place = dist.get_rank(self.group), dist.get_world_size(self.group)
         if self.place is not None and self.place != place:
-            raise ModelMismatch(f"the state is of rank {self.place[0]} of {self.place[1]}; this is rank {place[0]} of {place[1]}")
+            raise ModelMismatch(
+                f"the state is of rank {self.place[0]} of {self.place[1]}; this is rank {place[0]} of {place[1]}"
+            )
         self.place = place
 
     def step(self, gradients: dict[str, Tensor]) -> Work[dict[str, Tensor]]:
@@ -283,7 +287,9 @@ def compressor(
     """
     recipe = recipe_of(recipe_id, settings)
     if recipe.optimizer:
-        raise BadConfig(f"{recipe_id!r} sends momentum, not gradients: use laconic.gradients.{recipe.optimizer}(parameters, …)")
+        raise BadConfig(
+            f"{recipe_id!r} sends momentum, not gradients: use laconic.gradients.{recipe.optimizer}(parameters, …)"
+        )
     made = Compressor(recipe_id, settings, seed, warmup, smallest, nonfinite)
     made.group = group
     return made.bind(model) if model is not None else made

@@ -36,7 +36,9 @@ def exchange_plain(tensors: Sequence[Tensor], dtype: str, healthy: bool) -> Work
     The buffer has one value more, 0 or NaN: what one rank adds, all see.
     """
     flag = torch.zeros(1) if healthy else torch.full((1,), torch.nan)
-    mean = yield Mean(torch.cat([*(t.reshape(-1) for t in tensors), flag.to(tensors[0]) if tensors else flag]).to(DTYPES[dtype]))
+    mean = yield Mean(
+        torch.cat([*(t.reshape(-1) for t in tensors), flag.to(tensors[0]) if tensors else flag]).to(DTYPES[dtype])
+    )
     if not bool(torch.isfinite(mean[-1])):
         return None
     parts = mean[:-1].float().split([t.numel() for t in tensors]) if tensors else ()
@@ -63,7 +65,9 @@ def exchange_codes(targets: Sequence[Tensor | None], codecs: Sequence[Stage], ra
     return [Sent(own, mean) for own, mean in zip(said[rank], means, strict=True)]
 
 
-def _understand(packets: Sequence[bytes], codecs: Sequence[Stage]) -> tuple[list[list[Tensor | None]], list[Tensor | None]]:
+def _understand(
+    packets: Sequence[bytes], codecs: Sequence[Stage]
+) -> tuple[list[list[Tensor | None]], list[Tensor | None]]:
     """What every rank says of every parameter, None for nothing; and the means."""
     said, means = [], []
     for packet in packets:
@@ -74,7 +78,9 @@ def _understand(packets: Sequence[bytes], codecs: Sequence[Stage]) -> tuple[list
     for column in zip(*said, strict=True):
         there = [x for x in column if x is not None]
         if len({x.shape for x in there}) > 1:
-            raise CorruptStream(f"ranks send gradients of shapes {sorted({tuple(x.shape) for x in there})} for one parameter")
+            raise CorruptStream(
+                f"ranks send gradients of shapes {sorted({tuple(x.shape) for x in there})} for one parameter"
+            )
         total = None
         for x in there:
             total = x.clone() if total is None else total.add_(x)
@@ -82,14 +88,18 @@ def _understand(packets: Sequence[bytes], codecs: Sequence[Stage]) -> tuple[list
     return said, means
 
 
-def exchange_whole(targets: Sequence[Tensor | None], shapes: Sequence[Sequence[int]], codec: Stage, rank: int) -> Work[list[Sent]]:
+def exchange_whole(
+    targets: Sequence[Tensor | None], shapes: Sequence[Sequence[int]], codec: Stage, rank: int
+) -> Work[list[Sent]]:
     """All parameters as one vector, each in units of its root mean square, and one packet of it from everybody.
 
     Message: the units, float32 a parameter, 0 where this rank has nothing to say; the packet. What is worth its bits is then
     judged over the whole model, and there is one code to learn instead of one a parameter.
     """
     sizes = [math.prod(s) for s in shapes]
-    units = np.array([0.0 if t is None else float(t.norm()) / math.sqrt(n) for t, n in zip(targets, sizes, strict=True)], np.float32)
+    units = np.array(
+        [0.0 if t is None else float(t.norm()) / math.sqrt(n) for t, n in zip(targets, sizes, strict=True)], np.float32
+    )
     units[units < LEAST] = 0
     joined = torch.zeros(sum(sizes))
     for target, unit, part in zip(targets, units.tolist(), joined.split(sizes), strict=True):
@@ -114,7 +124,9 @@ def _understand_whole(packets: Sequence[bytes], sizes: Sequence[int], codec: Sta
         units = np.frombuffer(packet, np.float32, len(sizes))
         x = decode(codec, packet[4 * len(sizes) :])
         if x.shape != (sum(sizes),) or not np.isfinite(units).all():
-            raise CorruptStream(f"gradients of shape {tuple(x.shape)} for {sum(sizes):,} values, or units that are not finite")
+            raise CorruptStream(
+                f"gradients of shape {tuple(x.shape)} for {sum(sizes):,} values, or units that are not finite"
+            )
         for part, unit in zip(x.split(list(sizes)), units.tolist(), strict=True):
             part.mul_(unit)
         said.append(x)

@@ -11,48 +11,67 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.errors import BadConfig, ModelMismatch
+from ...core.errors import BadConfig, CorruptStream, ModelMismatch, unknown
 from .collective import Gather, Mean, Messages, Scatter, Traffic, Work, run
-from .compressor import NONFINITE, Report
+from .compressor import Report
+from .exchange import DTYPES
+from .recipe import PLAIN
 
 if TYPE_CHECKING:
     from torch.distributed import GradBucket
     from torch.futures import Future
+
+LEAST = 1e-3  # of a parameter's mean variance: the least that a value's is taken for
 
 
 class OneBitAdam(torch.optim.Optimizer):
     """Adam whose workers exchange gradients in full at first, then one bit a value of momentum, both ways.
 
         warm-up:   g = mean g_i;   m ← β₁ m + (1 − β₁) g;   v ← β₂ v + (1 − β₂) g²;   θ ← θ − lr m̂ / (√v̂ + ε)
-        frozen v:  m_i = β₁ m + (1 − β₁) g_i;   c_i = C(m_i + e_i), e_i ← m_i + e_i − c_i              each worker
-                   m = C(mean c_i + ē), ē ← mean c_i + ē − m                              each worker, for its share
-                   θ ← θ − lr m / (√v̂ + ε)
+        frozen v:  u_i = β₁ u + (1 − β₁) g_i / (√v̂ + ε);   c_i = C(u_i + e_i), e_i ← u_i + e_i − c_i      each worker
+                   u = C(mean c_i + ē), ē ← mean c_i + ē − u                                each worker, for its share
+                   θ ← θ − lr u
 
     C gives signs times the mean magnitude of a parameter's values (of the part of it in a share). v is frozen by its own test:
-    after `warmup` steps at least, as soon as ‖v_t‖₁ / ‖v_(t−Δ)‖₁ ≥ `stable`, Δ = ⌈1/(1 − β₂)⌉, with v free of the bias of its start;
-    at `freeze_at` in any case. Sent afterwards by each of n ranks: 2 (n − 1)/n · (1 bit a value, and a float32 a parameter and share).
+    after `warmup` steps at least, as soon as ‖v_t‖₁ and ‖v_(t−Δ)‖₁ are within `stable` of each other, Δ = ⌈1/(1 − β₂)⌉; at
+    `freeze_at` in any case. From then on each of n ranks sends, twice (n − 1)/n of 1 bit a value, and a float32 a parameter and
+    share.
 
-    Gradients must be each rank's own: a model without DDP, or `ddp.register_comm_hook(optimizer, laconic.gradients.hook)`, which then
-    leaves them alone. Parameters that have no gradient on a rank count as zero there. A step that is not finite on one rank is
-    skipped on all, `nonfinite` being "zero", and listed in `report()`; there is no other way here, since nothing is handed back.
+    Gradients must be each rank's own: a model without DDP, or `ddp.register_comm_hook(optimizer, laconic.gradients.hook)`, which
+    leaves them alone. A parameter without gradient on a rank counts as zero there. A step that is not finite on one rank is
+    skipped on all and listed in `report()`. All state lies in `state_dict()`, error memories too: it belongs to one rank.
 
-    params: as of torch.optim. All state lies in `state_dict()`, error memories too: it belongs to one rank.
-    Raises: BadConfig; ModelMismatch for a state of other parameters, another rank or another number of ranks.
-    Source: Tang et al. 2021, 1-bit Adam (2102.02888), Alg. 1, and section 7.1 for the test. Differs: v̂ keeps its correction of
-    bias, as of the last step before it was frozen; the ratio that tests v is of corrected ones, or the test would wait for the
-    end of the bias instead of a settled v; scales are by parameter. m is not corrected once frozen, its start being long past.
+    plain: the dtype in which gradients travel in the warm-up. The others are torch.optim.AdamW's.
+
+    Raises
+    ------
+    BadConfig; ModelMismatch for a state of other parameters, another rank or another number of ranks.
+
+    Source: Tang et al. 2021, 1-bit Adam (2102.02888), Alg. 1, and its test for the end of the warm-up. Differs: v̂ keeps its
+    correction of bias, as of the last step before it was frozen; the test is of corrected norms, or it would wait for the end of
+    the bias instead of a settled v, and looks both ways; magnitudes are by parameter; and what is coded is u = m / (√v̂ + ε), not
+    m: v being constant, it is as linear, and a sign's error is then as large as a step, where that of m, divided by √v̂ behind
+    the code, throws about what has little variance (rows of rare tokens). For the same reason v is not less than a thousandth
+    of its mean over the parameter. m is not corrected once frozen, its start being long past.
     """
 
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-        weight_decay: float = 0.0, *, warmup: int = 1, freeze_at: int | None = None, stable: float = 0.96, group: Any = None,
+        weight_decay: float = 0.0, *, warmup: int = 1, freeze_at: int | None = None, stable: float = 0.96,
+        plain: str = "float32", group: Any = None,
     ) -> None:  # fmt: skip
         if not (lr >= 0 and eps >= 0 and 0 <= betas[0] < 1 and 0 <= betas[1] < 1 and weight_decay >= 0):
-            raise BadConfig(f"lr {lr}, betas {betas}, eps {eps}, weight decay {weight_decay}; not negative, betas below 1")
+            raise BadConfig(
+                f"lr {lr}, betas {betas}, eps {eps}, weight decay {weight_decay}; not negative, betas below 1"
+            )
         if warmup < 1 or (freeze_at is not None and freeze_at < warmup) or not 0 < stable <= 1:
-            raise BadConfig(f"warm-up {warmup}, freeze at {freeze_at}, stable {stable}; at least 1, later than that, and up to 1")
+            raise BadConfig(
+                f"warm-up {warmup}, freeze at {freeze_at}, stable {stable}; at least 1, later than that, and up to 1"
+            )
+        if plain not in PLAIN:
+            raise unknown("dtype", plain, list(PLAIN))
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.warmup, self.freeze_at, self.stable, self.group = warmup, freeze_at, stable, group
+        self.warmup, self.freeze_at, self.stable, self.plain, self.group = warmup, freeze_at, stable, plain, group
         self.own: dict[str, Any] = {"steps": 0, "frozen": 0, "norms": [], "skipped": [], "m": None, "v": None, "correction": 1.0,
                                     "error": None, "served": None, "place": None, "shapes": self._shapes()}  # fmt: skip
         self.traffic, self.compute_s, self.dense_bytes = Traffic(), 0.0, 0.0
@@ -90,9 +109,13 @@ class OneBitAdam(torch.optim.Optimizer):
         """Take up a state. Raises ModelMismatch where it is of other parameters."""
         own = dict(state_dict["onebit"])
         if list(map(tuple, own["shapes"])) != self._shapes():
-            here = self._shapes()
-            at = next((i for i, (a, b) in enumerate(zip(own["shapes"], here, strict=False)) if tuple(a) != b), min(len(here), len(own["shapes"])))
-            raise ModelMismatch(f"the state is of another model: its parameter {at} of {len(own['shapes'])} does not fit {len(here)} here")
+            here, there = self._shapes(), list(map(tuple, own["shapes"]))
+            at = next(
+                (i for i, (a, b) in enumerate(zip(there, here, strict=False)) if a != b), min(len(here), len(there))
+            )
+            raise ModelMismatch(
+                f"the state is of another model: its parameter {at} of {len(there)} does not fit the {len(here)} here"
+            )
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "onebit"})
         self.own = own
 
@@ -127,14 +150,17 @@ class OneBitAdam(torch.optim.Optimizer):
         own, parameters = self.own, self._parameters()
         own["place"] = rank, world
         sizes = [p.numel() for p in parameters]
-        g = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).detach().reshape(-1).float() for p in parameters])
+        g = torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).detach().reshape(-1).float() for p in parameters]
+        )
         if own["m"] is None:
             own["m"], own["v"] = torch.zeros_like(g), torch.zeros_like(g)
         beta1, beta2 = self.param_groups[0]["betas"]
         self.dense_bytes += 2 * (world - 1) / world * 4 * g.numel()
         step = own["steps"] + len(own["skipped"])
         if not own["frozen"]:
-            mean = yield Mean(g)
+            mean = yield Mean(g.to(DTYPES[self.plain]))
+            mean = mean.float()
             if not bool(torch.isfinite(mean).all()):
                 own["skipped"].append(step)
                 return
@@ -143,8 +169,9 @@ class OneBitAdam(torch.optim.Optimizer):
             own["steps"] += 1
             own["correction"] = 1 - beta2 ** own["steps"]
             self._update(parameters, sizes, own["m"] / (1 - beta1 ** own["steps"]))
-            self._test(beta2, g.numel(), world)
+            self._test(beta2, sizes, world)
             return
+        g = g / own["v"]  # by now √v̂ + ε
         done = yield from self._signs(own["m"].lerp(g, 1 - beta1), sizes, rank, world)
         if done is None:
             own["skipped"].append(step)
@@ -154,30 +181,33 @@ class OneBitAdam(torch.optim.Optimizer):
         self._update(parameters, sizes, done)
 
     def _update(self, parameters: list[Tensor], sizes: list[int], m: Tensor) -> None:
-        ms, vs = m.split(sizes), self.own["v"].split(sizes)
-        of = {id(p): (a, b) for p, a, b in zip(parameters, ms, vs, strict=True)}
+        change = m if self.own["frozen"] else m / self._scale()
+        of = {id(p): part for p, part in zip(parameters, change.split(sizes), strict=True)}
         for group in self.param_groups:
             for p in group["params"]:
                 if id(p) not in of:
                     continue
-                a, b = of[id(p)]
                 if group["weight_decay"]:
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                change = a / ((b / self.own["correction"]).sqrt_().add_(group["eps"]))
-                p.add_(change.reshape(p.shape).to(p.dtype), alpha=-group["lr"])
+                p.add_(of[id(p)].reshape(p.shape).to(p.dtype), alpha=-group["lr"])
 
-    def _test(self, beta2: float, n: int, world: int) -> None:
+    def _scale(self) -> Tensor:
+        """√v̂ + ε, (n,)."""
+        return (self.own["v"] / self.own["correction"]).sqrt_().add_(self.param_groups[0]["eps"])
+
+    def _test(self, beta2: float, sizes: list[int], world: int) -> None:
         """Freeze v once its norm has settled."""
-        own = self.own
+        own, n = self.own, sum(sizes)
         delta = math.ceil(1 / (1 - beta2) - 1e-9)
         own["norms"] = [*own["norms"], float(own["v"].sum(dtype=torch.float64)) / own["correction"]][-delta - 1 :]
         old, new = own["norms"][0], own["norms"][-1]
         settled = len(own["norms"]) > delta and old > 0 and min(new / old, old / new) >= self.stable
         if own["steps"] >= self.warmup and (settled or own["steps"] == self.freeze_at):
             own["frozen"] = own["steps"]
-            # A value whose gradients were always zero has no variance to divide by: its steps would be endless once it has one.
-            least = float(own["v"].max()) * 1e-12
-            own["v"].clamp_(min=least)
+            for part in own["v"].split(sizes):
+                part.clamp_(min=float(part.mean()) * LEAST)
+            own["v"] = self._scale().clamp_(min=torch.finfo(torch.float32).tiny)
+            own["m"] /= own["v"]
             share = _share(n, world)
             own["error"], own["served"] = torch.zeros(n), torch.zeros(share)
 
@@ -250,15 +280,15 @@ def _packet_bytes(n: int, n_pieces: int) -> int:
 
 def _to_signs(x: Tensor, pieces: list[int], healthy: bool) -> tuple[bytes, Tensor]:
     """(mean magnitudes in float32 and signs, what they decode to); NaN magnitudes where the values are not healthy."""
-    scales = np.array([float(part.abs().mean()) for part in x.split(pieces)] if healthy else [np.nan] * len(pieces), np.float32)
+    scales = np.array(
+        [float(part.abs().mean()) for part in x.split(pieces)] if healthy else [np.nan] * len(pieces), np.float32
+    )
     positive = (x >= 0).numpy()
     each = torch.from_numpy(np.repeat(scales, pieces))
     return scales.tobytes() + np.packbits(positive).tobytes(), torch.where(x >= 0, each, -each)
 
 
 def _from_signs(packet: bytes, n: int, pieces: list[int]) -> Tensor:
-    from ...core.errors import CorruptStream
-
     if len(packet) != _packet_bytes(n, len(pieces)):
         raise CorruptStream(f"{len(packet)} bytes of signs; {_packet_bytes(n, len(pieces))} are right for {n} values")
     scales = np.frombuffer(packet, np.float32, len(pieces))

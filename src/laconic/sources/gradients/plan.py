@@ -25,8 +25,8 @@ def choose(totals: Sequence[Tensor], recipe: GradientRecipe) -> Work[list[float]
     error: ‖G − C(G)‖² of the gradients summed over a window. The tables are averaged over the ranks, which then solve the same
     programme; on the wire: 8 bytes a parameter and level.
 
-    Source: Markov et al. 2024, L-GreCo (2210.17357), Alg. 1, with its 10,000 cells of error. Differs: squared errors, which add up
-    where the paper's norms do not; every rank has a say, not the first one alone.
+    Source: Markov et al. 2024, L-GreCo (2210.17357), Alg. 1, with its 10,000 cells of error. Differs: squared errors, which add
+    up where the paper's norms do not; every rank has a say, not the first one alone.
     """
     assert recipe.plan is not None
     levels = [*recipe.plan.levels, recipe.level]  # the last is the uniform one, and always possible

@@ -28,8 +28,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not 1 <= self.window <= self.every / 2 or not self.levels or not 0 < self.error:
-            raise BadConfig(f"a plan of {len(self.levels)} levels every {self.every} steps from {self.window} of them, "
-                            f"{self.error} of the error; a level, a window of up to half of them and more than 0 are right")  # fmt: skip
+            raise BadConfig(
+                f"a plan of {len(self.levels)} levels every {self.every} steps from {self.window} of them, {self.error} of the "
+                "error; a level, a window of up to half of them and more than 0 are right"
+            )
 
 
 @dataclass(frozen=True)
