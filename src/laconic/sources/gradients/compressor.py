@@ -175,7 +175,9 @@ class Compressor:
         assert self.place is not None
         self._check(gradients)
         world = self.place[1]
-        x = {name: g.detach().float() for name, g in gradients.items()}
+        recipe = self.recipe
+        coded = recipe.travels in ("codes", "whole") or recipe.factors is not None  # and codes are made on the CPU
+        x = {name: (g.detach().cpu() if coded else g.detach()).float() for name, g in gradients.items()}
         ranges = {n: torch.stack(torch.aminmax(v)).tolist() if v.numel() else [0.0, 0.0] for n, v in x.items()}
         healthy = all(math.isfinite(low) and math.isfinite(high) for low, high in ranges.values())
         plain = [n for n, v in x.items() if self._is_plain(v)]
