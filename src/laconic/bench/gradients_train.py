@@ -69,12 +69,13 @@ def launch(jobs: Sequence[Job], n_ranks: int = 2, prefix: Sequence[str] = ()) ->
         one = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         env = {**os.environ, **one, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         command = [
-            *prefix, sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n_ranks}", "--master-addr=127.0.0.1",
-            f"--master-port={20000 + os.getpid() % 20000}", "-m", "laconic.bench.gradients_train", str(todo), str(done),
+            *prefix, sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1",
+            f"--nproc-per-node={n_ranks}", "-m", "laconic.bench.gradients_train", str(todo), str(done),
         ]  # fmt: skip
         run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         if run.returncode or not done.is_file():
-            raise CodecError(f"training on {n_ranks} ranks ended with {run.returncode}: {run.stderr.strip()[-600:]}")
+            said = [line for line in run.stderr.splitlines() if "Error" in line] or run.stderr.splitlines()
+            raise CodecError(f"training on {n_ranks} ranks ended with {run.returncode}: {' | '.join(said)[:600]}")
         return [Outcome(**o) for o in json.loads(done.read_text())]
 
 

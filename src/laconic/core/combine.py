@@ -318,6 +318,8 @@ class _Sequence(_Combinator):
     def encode(self, x: Any) -> tuple[bytes, Side]:
         import numpy as np
 
+        if x.ndim < 2:
+            raise BadInput(f"a sequence of shape {tuple(x.shape)}; axis 0 is time, and its slices have an axis of their own")
         frames = bytearray()
         state = self.start(x[0])
         for slice_ in x:
