@@ -319,7 +319,9 @@ class _Sequence(_Combinator):
         import numpy as np
 
         if x.ndim < 2:
-            raise BadInput(f"a sequence of shape {tuple(x.shape)}; axis 0 is time, and its slices have an axis of their own")
+            raise BadInput(
+                f"a sequence of shape {tuple(x.shape)}; axis 0 is time, and its slices have an axis of their own"
+            )
         frames = bytearray()
         state = self.start(x[0])
         for slice_ in x:

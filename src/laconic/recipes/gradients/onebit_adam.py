@@ -16,6 +16,10 @@ def onebit_adam() -> GradientRecipe:
     In training this is `laconic.gradients.OneBitAdam`, which sends gradients in full until the variance is frozen, then this both
     ways: every rank to those that serve a share of the vector, and they the mean, through the same code, to all.
 
+    The paper's claim, Adam's convergence at a fifth of the bytes, holds here for the bytes and not within .5 % of loss: a Llama
+    of .4 million parameters, 240 steps of two ranks, three seeds, warm-up in float16, variance frozen by its test at step 70:
+    6.1 × fewer bytes, final loss 1.7 % above Adam's, whose seeds spread by ± 1.0 %.
+
     Source: Tang et al. 2021, 1-bit Adam (2102.02888), Alg. 1.
     """
     signs = chain(Quantizer(Uniform(2), GroupScale(Whole(), LeastSquares(), Float("float32"))), Pack())
