@@ -14,8 +14,8 @@ def econtrol(fraction: float = 0.05, eta: float = 0.1, levels: int = 8) -> Gradi
     the end, which plain error feedback does not reach. Where gradients are noisy, e keeps what EF21 would average away.
 
     `laconic bench gradients --only control`: eight workers, quadratics whose minima lie apart, one step size: without noise EF
-    ends 5 · 10⁶ times as far from the least loss; with noise, EF 3.2 and EF21 4.5 times. Digits split by label: EF 3.3 times without
-    noise, EF21 63 times in batches of 8, where plain EF is the best of the three.
+    ends 5 · 10⁶ times as far from the least loss; with noise, EF 3.2 and EF21 4.5 times. Digits split by label: EF 3.3 times
+    without noise, EF21 63 times in batches of 8, where plain EF is the best of the three.
 
     Source: Gao, Islamov & Stich 2024, EControl (2311.05645). Differs: h_0 = 0, no first gradient in full; C is top-k with
     `levels` magnitudes in place of 32-bit values.

@@ -26,8 +26,8 @@ def l_greco(
     steps, summed; a plan every `every` steps, the first after one window. plan: False is the one level for all. Error feedback
     throughout.
 
-    A Llama of .4 million parameters, 80 steps of two ranks, one seed, at the error of one level: over rank 4 2.05 × fewer bytes and
-    a final loss .05 % higher, over top-k .02 1.68 × and .9 % lower.
+    A Llama of .4 million parameters, 80 steps of two ranks, one seed, at the error of one level: over rank 4 2.05 × fewer bytes
+    and a final loss .05 % higher, over top-k .02 1.68 × and .9 % lower.
 
     Source: Markov et al. 2024, L-GreCo (2210.17357), Alg. 1. Differs: squared errors, and a table averaged over ranks; see
     `sources.gradients.plan`.
