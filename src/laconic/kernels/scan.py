@@ -1,238 +1,683 @@
-"""Sums of table entries over codes that lie as bit planes of 64 vectors: what a query costs with every vector.
+"""What a query costs with every vector of a block of codes, from tables in registers, and the nearest found exactly.
 
-Vectors and planes are those of `kernels.coordinates`. Coordinate j of b bits has a table of 2^b entries of 8 bits; the sum over
-coordinates has 16. Tables hold a query's costs rounded to a common step, so that a sum says the cost to within
-d / 2 steps, and every vector whose sum is within d steps of the k-th least may be among the k nearest:
+Codes lie in the columns of `kernels.columns`. A query has costs F, 16 a column, whose sum over the columns is at most a vector's
+true cost (equal to it where the columns hold all of its bits). The scan adds up F rounded down to whole steps in 8 bits:
 
-    cost_j(level) ≈ low_j + step · table_j[code],   step = the least for which entries fit 8 bits and sums 16
+    t_c[i] = min(⌊(F_c[i] − min F_c) / step⌋, cap_c)       Σ of cap_c over four columns ≤ 255, over all ≤ 65535
+    Σ_c t_c[code_c] · step + Σ_c min F_c  ≤  Σ_c F_c[code_c]  ≤  true cost
 
-A register holds 32 vectors of one coordinate; its 16 entries are looked up at once (pshufb), and tables of more entries in as
-many goes as they have sixteens. Even and odd vectors are summed apart, as two bytes of a 16-bit word.
+so a vector whose sum is above (worst of the k nearest so far − Σ min F) / step is not among the k nearest, and is left where it
+is; all others are costed exactly, at once, while their codes are at hand. The result is that of costing all: a step that is too
+coarse costs time, never a neighbour. With L steps below the limit rounding loses C / 2L of it for C columns, and capping what
+passes caps; `_STEPS` a column weighs them. Tables are made anew when the limit has fallen by a quarter.
+
+One register holds 32 vectors of a column; its 16 entries are looked up at once (pshufb), columns are added four by four in 8
+bits, and then even and odd vectors apart in 16.
 
 Source: André, Kermarrec & Le Scouarnec, "Cache locality is not enough: high-performance nearest neighbor search with product
-quantization fast scan", VLDB 2015 (tables in registers). Differs: coordinates have bits of their own, the codes are those that
-were stored, and what is kept for the exact ranking is complete.
+quantization fast scan", VLDB 2015 (tables in registers, a bound from the neighbours so far). Differs: sums of 16 bits, caps by
+columns, coordinates of unlike bits, several to a column, and neighbours costed as they come.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from laconic.core.errors import BadInput
-from laconic.kernels.coordinates import BLOCK, block_bytes, unpack
-from laconic.kernels.packed import widths
-from laconic.kernels.vectors import BYTES, I8, I64, WORDS, Arrays, all_lanes, bytes_of, order
+from laconic.kernels.columns import Columns, columns, unpack_columns_plain
+from laconic.kernels.sharing import divide, take
+from laconic.kernels.vectors import I8, I32, I64, Arrays, all_lanes, call, has, order
 
-__all__ = ["Candidates", "Query", "candidates", "query", "scan", "sums_plain"]
+__all__ = [
+    "COSINES", "PRODUCTS", "SQUARES", "TABLES", "Codes", "Costs", "block_sums", "block_sums_plain", "costs_of", "neighbours",
+    "neighbours_plain", "tabled", "tables", "tables_plain",
+]  # fmt: skip
 
 _I16 = ir.IntType(16)
-_SHORTS = ir.VectorType(_I16, 32)
-_HALF, _QUARTER = (ir.VectorType(I8, n) for n in (32, 16))
+_SHORTS, _HALF, _QUARTER = ir.VectorType(_I16, 16), ir.VectorType(I8, 32), ir.VectorType(I8, 16)
+_STEPS = 12.0  # below the limit, a column
+_ROUNDING = 1e-5  # of costs in float32
+_FALL = 0.75  # of the limit, when tables are made anew
+_AHEAD = 1024  # bytes of codes that are asked for beforehand
+_TOGETHER = 32  # queries that read codes while these are in the cache
+_CACHED = 1 << 17  # bytes of codes that they read so
+
+SQUARES, PRODUCTS, COSINES, TABLES = range(4)
 
 
-class Query(NamedTuple):
-    """Tables of one query. runs: int64 (n_runs, 4): bits, coordinates, their first byte in a block, the first of their tables."""
-
-    runs: np.ndarray
-    tables: np.ndarray  # uint8, flat
-    step: float
-    base: float  # cost = base + step · sum, but for rounding
-    slack: int  # in steps: twice the rounding of a sum
+# --- Tables -----------------------------------------------------------------------------------------------------------
 
 
-def query(costs: list[np.ndarray], bits: np.ndarray) -> Query:
-    """Tables for a query. costs: of every coordinate, float (2^bits,), or (1,) without bits; bits: (d,) uint8."""
-    if len(costs) != len(bits) or any(len(c) != 1 << int(b) for c, b in zip(costs, bits, strict=True)):
-        raise BadInput(f"tables of {[len(c) for c in costs][:8]} … entries for bits {bits[:8].tolist()} …")
-    low = np.array([c.min() for c in costs], np.float64)
-    reach = np.array([c.max() for c in costs], np.float64) - low
-    coded = int((bits > 0).sum())
-    step = max(reach.max(initial=0.0) / 255, reach.sum() / max(65535 - coded, 1), 1e-30)
-    edges = np.flatnonzero(np.diff(bits.astype(np.int64), prepend=-1, append=-1))
-    at = 8 * np.append(0, np.cumsum(bits, dtype=np.int64))
-    runs, tables, place = [], [], 0
-    for a, b in zip(edges[:-1], edges[1:], strict=True):
-        width = int(bits[a])
-        if width:
-            runs.append((width, b - a, at[a], place))
-            rows = np.zeros((b - a, max(16, 1 << width)), np.uint8)
-            for row, c, least in zip(rows, costs[a:b], low[a:b], strict=True):
-                row[: 1 << width] = np.rint((c - least) / step)
-            tables.append(rows.reshape(-1))
-            place += rows.size
-    flat = np.concatenate(tables) if tables else np.zeros(0, np.uint8)
-    return Query(np.array(runs, np.int64).reshape(-1, 4), flat, float(step), float(low.sum()), coded + 1)
+@njit(cache=True, nogil=True)
+def tables(f, limit, out):
+    """Writes the tables of costs f, float32 (C, 16), for a limit on their sum. out: uint8 (C, 16). Gives (step, Σ min), float32.
+
+    limit: may be infinite. The step is what makes nothing need a cap, or less, `_STEPS` · C of them below the limit.
+    """
+    n = f.shape[0]
+    low, reach = np.empty(n, np.float32), np.empty(n, np.float32)
+    base = np.float32(0)
+    for c in range(n):
+        least, most = f[c, 0], f[c, 0]
+        for i in range(16):
+            least, most = min(least, f[c, i]), max(most, f[c, i])
+        low[c], reach[c] = least, most - least
+        base += least
+    fours = n // 4
+    room = np.float32(min(255, 65535 // max(1, fours + n % 4)))
+    widest = np.float32(0)
+    for g in range(fours):
+        widest = max(widest, reach[4 * g] + reach[4 * g + 1] + reach[4 * g + 2] + reach[4 * g + 3])
+    for c in range(4 * fours, n):
+        widest = max(widest, reach[c])
+    step = widest / room
+    if limit - base < np.inf:
+        step = min(step, max(limit - base, np.float32(0)) / np.float32(_STEPS * max(1, n)))
+    step = max(step, np.float32(1e-30))
+    inverse = np.float32(1) / step
+    for c in range(n):
+        most = reach[c]
+        if c < 4 * fours:
+            g = c // 4 * 4
+            most = reach[g] + reach[g + 1] + reach[g + 2] + reach[g + 3]
+        cap = room
+        if most * inverse > room:
+            cap = np.float32(int(room * reach[c] / most))
+        for i in range(16):
+            out[c, i] = np.uint8(min((f[c, i] - low[c]) * inverse, cap))
+    return step, base
 
 
-def _joined(builder, parts):
-    while len(parts) > 1:
-        every = order(*range(2 * parts[0].type.count))
-        parts = [builder.shuffle_vector(a, b, every) for a, b in zip(parts[::2], parts[1::2], strict=True)]
-    return parts[0]
+def tables_plain(f: np.ndarray, limit: float) -> tuple[np.ndarray, np.float32, np.float32]:
+    """`tables` in NumPy: (tables, step, Σ min)."""
+    n, one = len(f), np.float32
+    low = f.min(1, initial=np.inf)
+    reach, base = f.max(1, initial=-np.inf) - low, one(0)
+    for least in low:
+        base += least
+    fours = n // 4
+    room = one(min(255, 65535 // max(1, fours + n % 4)))
+    groups = [range(4 * g, 4 * g + 4) for g in range(fours)] + [range(c, c + 1) for c in range(4 * fours, n)]
+    totals = np.zeros(n, one)
+    for group in groups:
+        total = reach[group[0]]
+        for c in group[1:]:
+            total = total + reach[c]
+        totals[list(group)] = total
+    step = totals.max(initial=one(0)) / room
+    if limit - base < np.inf:
+        step = min(step, max(one(limit) - base, one(0)) / one(_STEPS * max(1, n)))
+    step = max(one(step), one(1e-30))
+    inverse = one(1) / step
+    with np.errstate(invalid="ignore", divide="ignore"):
+        caps = np.where(totals * inverse > room, np.trunc(room * reach / totals), room).astype(one)
+    return np.minimum((f - low[:, None]) * inverse, caps[:, None]).astype(np.uint8), step, base
 
 
-def _plane(builder, arrays, at, width):
-    """A plane of 64 codes from array 0: <64 x i8>."""
-    if width == 1:
-        bits = arrays.load(0, at, I64)
-        return builder.zext(builder.bitcast(bits, ir.VectorType(ir.IntType(1), 64)), BYTES)
-    x = arrays.load(0, at, ir.VectorType(I8, 8 * width))
-    mask = all_lanes(x.type, (1 << width) - 1)
-    shifts = range(0, 8, width)
-    return _joined(builder, [builder.and_(builder.lshr(x, all_lanes(x.type, s)) if s else x, mask) for s in shifts])
+# --- Sums of a block --------------------------------------------------------------------------------------------------
 
 
-def _entries(builder, arrays, place, bits, index):
-    """Table entries of 64 codes; the table is at `place` of array 2."""
-    code = builder.bitcast(index, WORDS)
-    if bits <= 4:
-        sixteen = arrays.load(2, place, _QUARTER)
-        return bytes_of(builder, builder.shuffle_vector(sixteen, sixteen, order(*[*range(16)] * 4)), code)
-    low = builder.bitcast(builder.and_(index, all_lanes(BYTES, 15)), WORDS)
-    high = builder.lshr(index, all_lanes(BYTES, 4))
-    found = ir.Constant(BYTES, None)
-    for part in range(1 << (bits - 4)):
-        sixteen = arrays.load(2, builder.add(place, I64(16 * part)), _QUARTER)
-        some = bytes_of(builder, builder.shuffle_vector(sixteen, sixteen, order(*[*range(16)] * 4)), low)
-        here = builder.icmp_unsigned("==", high, all_lanes(BYTES, part))
-        found = builder.select(here, builder.bitcast(some, BYTES), found)
-    return builder.bitcast(found, WORDS)
+def _found(builder, table, index):
+    """Entries of a table of 16 bytes, twice side by side, for 32 indices below 16: <32 x i8>."""
+    if has("avx2"):
+        return call(builder, "llvm.x86.avx2.pshuf.b", _HALF, [table, index])
+    total = ir.Constant(_HALF, None)
+    for code in range(16):
+        entry = builder.shuffle_vector(table, table, order(*[code] * 32))
+        total = builder.select(builder.icmp_unsigned("==", index, all_lanes(_HALF, code)), entry, total)
+    return total
 
 
 @intrinsic
-def _add_run(typingctx, codes, at, tables, table_at, n, sums, bits):
-    """sums (64,) uint16 += entries of n coordinates of len(bits) bits each; even vectors in front of odd ones."""
-    width = bits.count
-    signature = types.void(codes, at, tables, table_at, n, sums, bits)
+def _sum_block(typingctx, codes, at, tables_, tables_at, n, sums):
+    """sums (64,) uint16 of n columns at byte `at`: even and odd vectors of the first 32, then of the others."""
+    signature = types.void(codes, at, tables_, tables_at, n, sums)
 
     def codegen(context, builder, sig, args):
         arrays = Arrays(context, builder, sig, args)
-        totals = [arrays.load(5, I64(32 * i), _SHORTS) for i in (0, 1)]
-        held = [cgutils.alloca_once_value(builder, t) for t in totals]
-        with cgutils.for_range(builder, args[4], intp=I64) as loop:
-            place = builder.add(args[1], builder.mul(loop.index, I64(8 * width)))
-            index, low = None, 0
-            for w in widths(width):
-                plane = _plane(builder, arrays, builder.add(place, I64(8 * low)), w)
-                shifted = builder.shl(plane, all_lanes(BYTES, low)) if low else plane
-                index = shifted if index is None else builder.or_(index, shifted)
-                low += w
-            table = builder.add(args[3], builder.mul(loop.index, I64(max(16, 1 << width))))
-            found = builder.bitcast(_entries(builder, arrays, table, width, index), _SHORTS)
-            even = builder.and_(found, all_lanes(_SHORTS, 255))
-            odd = builder.lshr(found, all_lanes(_SHORTS, 8))
-            for variable, x in zip(held, (even, odd), strict=True):
-                builder.store(builder.add(builder.load(variable), x), variable)
-        for i, variable in enumerate(held):
-            builder.store(builder.load(variable), arrays.place(5, I64(32 * i), _SHORTS), align=1)
+        held = [cgutils.alloca_once_value(builder, ir.Constant(_SHORTS, None)) for _ in range(4)]
+
+        def add(first, count):
+            halves: list = [None, None]
+            for i in range(count):
+                column = builder.add(first, I64(i))
+                x = arrays.load(0, builder.add(args[1], builder.mul(column, I64(32))), _HALF)
+                entries = arrays.load(2, builder.add(args[3], builder.mul(column, I64(16))), _QUARTER)
+                both = builder.shuffle_vector(entries, entries, order(*[*range(16)] * 2))
+                parts = builder.and_(x, all_lanes(_HALF, 15)), builder.lshr(x, all_lanes(_HALF, 4))
+                for h, index in enumerate(parts):
+                    found = _found(builder, both, index)
+                    halves[h] = found if halves[h] is None else builder.add(halves[h], found)
+            for h, total in enumerate(halves):
+                words = builder.bitcast(total, _SHORTS)
+                odd = builder.lshr(words, all_lanes(_SHORTS, 8))
+                for variable, x in zip(held[2 * h : 2 * h + 2], (words, odd), strict=True):
+                    builder.store(builder.add(builder.load(variable), x), variable)
+
+        with cgutils.for_range(builder, builder.lshr(args[4], I64(2)), intp=I64) as loop:
+            first = builder.mul(loop.index, I64(4))
+            arrays.prefetch(0, builder.add(builder.add(args[1], builder.mul(first, I64(32))), I64(_AHEAD)), 2)
+            add(first, 4)
+        begun = builder.and_(args[4], I64(-4))
+        with cgutils.for_range(builder, builder.and_(args[4], I64(3)), intp=I64) as loop:
+            add(builder.add(begun, loop.index), 1)
+        for h in range(2):
+            words, odd = (builder.load(v) for v in held[2 * h : 2 * h + 2])
+            even = builder.sub(words, builder.shl(odd, all_lanes(_SHORTS, 8)))
+            for i, x in enumerate((even, odd)):
+                builder.store(x, arrays.place(5, I64(32 * h + 16 * i), _SHORTS), align=1)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
-_1, _2, _3, _4 = (0,), (0,) * 2, (0,) * 3, (0,) * 4
-_5, _6, _7, _8 = (0,) * 5, (0,) * 6, (0,) * 7, (0,) * 8
+@intrinsic
+def _at_most(typingctx, sums, limit):
+    """Bits of the 64 uint16 sums that are at most `limit` (uint16)."""
+    signature = types.uint64(sums, limit)
+
+    def codegen(context, builder, sig, args):
+        arrays = Arrays(context, builder, sig, args)
+        one = builder.insert_element(ir.Constant(_SHORTS, ir.Undefined), args[1], I32(0))
+        limits = builder.shuffle_vector(one, one, order(*[0] * 16))
+        total = I64(0)
+        for part in range(4):
+            below = builder.icmp_unsigned("<=", arrays.load(0, I64(16 * part), _SHORTS), limits)
+            mask = builder.zext(builder.bitcast(below, _I16), I64)
+            total = builder.or_(total, builder.shl(mask, I64(16 * part)))
+        return total
+
+    return signature, codegen
+
+
+@intrinsic
+def _lowest(typingctx, mask):
+    """The number of the lowest bit that is set in a uint64 other than 0."""
+
+    def codegen(context, builder, sig, args):
+        return builder.cttz(args[0], ir.IntType(1)(1))
+
+    return types.int64(mask), codegen
 
 
 @njit(cache=True, nogil=True)
-def _sums(codes, at, runs, tables, sums):
-    sums[:] = 0
-    for r in range(runs.shape[0]):
-        bits, n, place, table = runs[r, 0], runs[r, 1], at + runs[r, 2], runs[r, 3]
-        if bits == 4:
-            _add_run(codes, place, tables, table, n, sums, _4)
-        elif bits == 1:
-            _add_run(codes, place, tables, table, n, sums, _1)
-        elif bits == 2:
-            _add_run(codes, place, tables, table, n, sums, _2)
-        elif bits == 3:
-            _add_run(codes, place, tables, table, n, sums, _3)
-        elif bits == 5:
-            _add_run(codes, place, tables, table, n, sums, _5)
-        elif bits == 6:
-            _add_run(codes, place, tables, table, n, sums, _6)
-        elif bits == 7:
-            _add_run(codes, place, tables, table, n, sums, _7)
-        else:
-            _add_run(codes, place, tables, table, n, sums, _8)
+def _vector(i):
+    """Vector of a block whose sum is the i-th."""
+    return i // 32 * 32 + i % 16 * 2 + i // 16 % 2
 
 
 @njit(cache=True, nogil=True)
-def _scan(codes, size, n, runs, tables, slack, skip, best, found, costs):
-    """Places and sums of vectors within `slack` of the k-th least so far; best: (k,) int64, ascending, kept up to date."""
+def _block_sums(codes, at, table, n, out):
     sums = np.empty(64, np.uint16)
-    k, count = best.shape[0], 0
-    limit = best[k - 1] + slack
-    for block in range((n + 63) // 64):
-        _sums(codes, block * size, runs, tables, sums)
-        least = sums[0]
-        for i in range(64):
-            least = min(least, sums[i])
-        if least > limit:
-            continue
-        for i in range(64):
-            v = np.int64(sums[i])
-            if v > limit:
-                continue
-            place = block * 64 + (2 * i if i < 32 else 2 * i - 63)
-            if place >= n or (skip.shape[0] and skip[place]):
-                continue
-            found[count], costs[count] = place, v
-            count += 1
-            if v < best[k - 1]:
-                at = k - 1
-                while at > 0 and best[at - 1] > v:
-                    best[at] = best[at - 1]
-                    at -= 1
-                best[at] = v
-                limit = best[k - 1] + slack
-    return count
+    _sum_block(codes, at, table.reshape(-1), 0, n, sums)
+    for i in range(64):
+        out[_vector(i)] = sums[i]
 
 
-class Candidates(NamedTuple):
-    """place: int32 (n,), of vectors that may be among the nearest, in no order; sum: int32 (n,)."""
-
-    place: np.ndarray
-    sum: np.ndarray
-
-
-def scan(
-    codes: np.ndarray, bits: np.ndarray, n_vectors: int, q: Query, best: np.ndarray, skip: np.ndarray | None = None
-) -> Candidates:
-    """Every vector that may be among the k nearest, given the k least sums so far, in `best`, which is brought up to date.
-
-    codes: uint8, the blocks of `coordinates.pack`; best: int64 (k,), ascending, beginning with a number above 2^16; skip: bool
-    (n_vectors,), what not to find. In the end those stay whose sum is at most best[k − 1] + slack.
-    """
-    size = block_bytes(bits)
-    if (
-        codes.dtype != np.uint8
-        or len(codes) != size * -(-n_vectors // BLOCK)
-        or best.dtype != np.int64
-        or not len(best)
-    ):
-        raise BadInput(f"{len(codes):,} bytes of {codes.dtype} for {n_vectors:,} vectors of {size} bytes in {BLOCK}")
-    place, sums = np.empty(n_vectors, np.int32), np.empty(n_vectors, np.int32)
-    left_out = np.empty(0, bool) if skip is None else skip
-    n = _scan(codes, size, n_vectors, q.runs, q.tables, q.slack, left_out, best, place, sums)
-    return Candidates(place[:n].copy(), sums[:n].copy())
-
-
-def candidates(found: Candidates, q: Query, best: np.ndarray) -> np.ndarray:
-    """Places of those that are left once `best` is final."""
-    return found.place[found.sum <= best[-1] + q.slack]
-
-
-def sums_plain(codes: np.ndarray, bits: np.ndarray, n_vectors: int, q: Query) -> np.ndarray:
-    """Sums of all vectors, int64, by unpacking: the twin of what `scan` adds up."""
-    index = unpack(codes, bits, n_vectors)
-    out, at = np.zeros(n_vectors, np.int64), 0
-    for j in np.flatnonzero(bits):
-        size = max(16, 1 << int(bits[j]))
-        out += q.tables[at : at + size][index[:, j]]
-        at += size
+def block_sums(codes: np.ndarray, block: int, table: np.ndarray) -> np.ndarray:
+    """The 64 sums of a block, uint16. codes: uint8, the columns of `columns.pack_columns`; table: uint8 (C, 16)."""
+    out = np.empty(64, np.uint16)
+    _block_sums(codes, 32 * len(table) * block, table, len(table), out)
     return out
+
+
+def block_sums_plain(codes: np.ndarray, block: int, table: np.ndarray) -> np.ndarray:
+    """`block_sums` in NumPy."""
+    size = 32 * len(table)
+    x = codes[block * size : (block + 1) * size].reshape(len(table), 32)
+    nibbles = np.concatenate([x & 15, x >> 4], 1)
+    return np.take_along_axis(table.astype(np.int64), nibbles.astype(np.int64), 1).sum(0).astype(np.uint16)
+
+
+# --- Costs ------------------------------------------------------------------------------------------------------------
+
+
+class Costs(NamedTuple):
+    """What codes cost a query. `costs_of` makes it; TABLES has only what stands in `given` and `offset`.
+
+    kind: SQUARES Σ (v_j − o_j − y_j)², PRODUCTS −Σ v_j (o_j + y_j), COSINES the same over the norm of o + y, TABLES as they are.
+    where: see `Columns`. levels: float32, y_j for every code, coordinate behind coordinate from start[j] on. member: int32
+    (C, 4), the coordinates of a column, −1 for none; low, high: float32 (C, 4, 16), least and greatest of their levels for each
+    nibble. whole: whether columns hold all bits. least, most: squared norms of all vectors lie between (COSINES).
+    queries: v, float32 (n, r). origins: o, float32 (n_lists, r). given: float32 (n, C, 16); by_list: (n_lists, C, 16), which is
+    added; offset: float32 (n, n_lists).
+    """
+
+    kind: int
+    where: Columns
+    levels: np.ndarray
+    start: np.ndarray
+    member: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    whole: bool
+    least: float
+    most: float
+    queries: np.ndarray
+    origins: np.ndarray
+    given: np.ndarray
+    by_list: np.ndarray
+    offset: np.ndarray
+
+
+def costs_of(
+    kind: int,
+    where: Columns,
+    levels: list[np.ndarray],
+    queries: np.ndarray,
+    origins: np.ndarray,
+    norms: tuple[float, float] = (0.0, 0.0),
+) -> Costs:
+    """Costs from levels. levels: of each coordinate, ascending float32 (2^bits,); queries (n, r), origins (n_lists, r)."""
+    right = [1 << int(b) for b in where.bits]
+    if [len(x) for x in levels] != right or queries.shape[1:] != (len(right),) or origins.shape[1:] != (len(right),):
+        raise BadInput(f"levels, queries {queries.shape} and origins {origins.shape} for {len(right)} coordinates")
+    member = np.full((where.n_columns, 4), -1, np.int32)
+    low = np.zeros((where.n_columns, 4, 16), np.float32)
+    high = np.zeros((where.n_columns, 4, 16), np.float32)
+    for c, js in enumerate(where.members()):
+        for s, j in enumerate(js):
+            top, cut = int(where.top[j]), int(where.low[j])
+            code = np.arange(16) >> where.shift[j] & (1 << top) - 1
+            rows = levels[j].reshape(1 << top, 1 << cut)
+            member[c, s], low[c, s], high[c, s] = j, rows[code, 0], rows[code, -1]
+    start = np.cumsum([0, *right[:-1]], dtype=np.int64)
+    flat = np.concatenate(levels).astype(np.float32) if levels else np.empty(0, np.float32)
+    none = np.empty((0, 0, 16), np.float32)
+    return Costs(
+        kind, where, flat, start, member, low, high, not where.n_planes, norms[0], norms[1],
+        np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(origins, np.float32), none, none,
+        np.empty((0, 0), np.float32),
+    )  # fmt: skip
+
+
+def tabled(given: np.ndarray, by_list: np.ndarray, offset: np.ndarray) -> Costs:
+    """Costs that stand in tables: given (n, C, 16), by_list (n_lists, C, 16), offset (n, n_lists), all float32."""
+    where = columns(np.full(given.shape[1], 4, np.uint8))
+    none = np.empty((0, 0), np.float32)
+    slots = np.empty((0, 4, 16), np.float32)
+    return Costs(
+        TABLES, where, none[0:0].reshape(-1), np.empty(0, np.int64), np.empty((0, 4), np.int32), slots, slots, True, 0.0, 0.0,
+        none, none, given[:, np.argsort(where.column)], by_list[:, np.argsort(where.column)], offset,
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _bound(kind, v, low, high, o, w):
+    """The least that a coordinate costs whose level lies in low … high."""
+    if kind == SQUARES:
+        d = max(max(low - v, v - high), np.float32(0))
+        return d * d
+    if kind == PRODUCTS:
+        return min(-v * low, -v * high)
+    y = min(max(v / (w + w), low + o), high + o)  # the vertex of w y² − v y, or what is nearest to it
+    return (w * y - v) * y
+
+
+@njit(cache=True, nogil=True)
+def _limit(kind, least, most, worst):
+    """(w, limit): what may be among the nearest has Σ −v y + w y² at most at the limit.
+
+    COSINES: −⟨v, y⟩ / √s ≤ worst with s in least … most; √s is above its chord a + b s, so w = −worst · b, limit = worst · a.
+    Where the worst is above 0, √s is below √most.
+    """
+    tiny = np.float32(1e-20)
+    if kind != COSINES or not worst < np.inf:
+        return tiny, worst
+    a, b = np.sqrt(np.float32(least)), np.sqrt(np.float32(most))
+    if worst >= 0:
+        return tiny, worst * b
+    return max(-worst / max(a + b, tiny), tiny), worst * (a * b / max(a + b, tiny))
+
+
+@njit(cache=True, nogil=True)
+def _prepare(costs, q, list_, worst, shifted, f, table):
+    """Fills f (C, 16) and table, and shifted (2, r): v and o as `_bound` takes them. Gives (w, step, base, rest): what is at most at
+    the limit has sums up to (limit − rest − base) / step."""
+    kind, where = costs.kind, costs.where
+    w, limit = _limit(kind, costs.least, costs.most, worst)
+    rest = np.float32(0)
+    if kind == TABLES:
+        given, by_list = costs.given[q], costs.by_list[list_]
+        for c in range(where.n_columns):
+            for i in range(16):
+                f[c, i] = given[c, i] + by_list[c, i]
+        rest = costs.offset[q, list_]
+    else:
+        v, o = costs.queries[q], costs.origins[list_]
+        for j in range(v.shape[0]):
+            shifted[0, j] = v[j] - o[j] if kind == SQUARES else v[j]
+            shifted[1, j] = np.float32(0) if kind == SQUARES else o[j]
+            if kind == PRODUCTS:
+                rest -= v[j] * o[j]
+            if not where.top[j]:
+                first = costs.start[j]
+                last = first + (1 << where.bits[j]) - 1
+                rest += _bound(kind, shifted[0, j], costs.levels[first], costs.levels[last], shifted[1, j], w)
+        for c in range(where.n_columns):
+            row = f[c]
+            for s in range(4):
+                j = costs.member[c, s]
+                if j < 0:
+                    break
+                x, y, low, high = shifted[0, j], shifted[1, j], costs.low[c, s], costs.high[c, s]
+                if s == 0:
+                    row[:] = 0
+                if kind == SQUARES:
+                    for i in range(16):
+                        d = max(max(low[i] - x, x - high[i]), np.float32(0))
+                        row[i] += d * d
+                else:
+                    for i in range(16):
+                        row[i] += _bound(kind, x, low[i], high[i], y, w)
+    step, base = tables(f, np.float32(limit - rest), table)
+    return w, step, base, rest
+
+
+@njit(cache=True, nogil=True)
+def _exactly(costs, codes, fine, block, i, shifted):
+    """Cost of vector i of a block by its levels, in float64."""
+    where, kind = costs.where, costs.kind
+    at, up = 32 * where.n_columns * block + i % 32, 4 * (i // 32)
+    bit_at = fine + 8 * where.n_planes * block + i // 8
+    total, power = 0.0, 0.0
+    for j in range(where.bits.shape[0]):
+        low, code = where.bits[j] - where.top[j], 0
+        if where.top[j]:
+            code = ((codes[at + 32 * where.column[j]] >> (where.shift[j] + up)) & ((1 << where.top[j]) - 1)) << low
+        for b in range(low):
+            code |= ((codes[bit_at + 8 * (where.plane[j] + b)] >> (i % 8)) & 1) << b
+        y = np.float64(costs.levels[costs.start[j] + code])
+        v = np.float64(shifted[0, j])
+        if kind == SQUARES:
+            total += (v - y) * (v - y)
+        else:
+            y += np.float64(shifted[1, j])
+            total -= v * y
+            power += y * y
+    if kind == COSINES:
+        total = total / np.sqrt(power) if power > 0 else 0.0
+    return np.float32(total)
+
+
+# --- Neighbours -------------------------------------------------------------------------------------------------------
+
+
+class Codes(NamedTuple):
+    """Where codes lie in memory: arrays by block of the index.
+
+    address, numbers: int64, of their first byte and of their vectors' numbers (int64). n: int64, vectors. first: int64
+    (n_lists + 1,), the blocks of each list.
+    """
+
+    address: np.ndarray
+    numbers: np.ndarray
+    n: np.ndarray
+    first: np.ndarray
+
+
+@intrinsic
+def _pointer(typingctx, address):
+    """An integer as a pointer."""
+
+    def codegen(context, builder, sig, args):
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), codegen
+
+
+@njit(cache=True, nogil=True)
+def _push(cost, number, c, v):
+    """Puts (c, v) in place of the worst of a heap of (cost, number), worst first, where it is better; of equal costs the lower
+    number is."""
+    k = cost.shape[0]
+    if c > cost[0] or (c == cost[0] and v > number[0]):
+        return
+    i = 0
+    while True:
+        child = 2 * i + 1
+        if child >= k:
+            break
+        if child + 1 < k and (
+            cost[child + 1] > cost[child] or (cost[child + 1] == cost[child] and number[child + 1] > number[child])
+        ):
+            child += 1
+        if cost[child] < c or (cost[child] == c and number[child] < v):
+            break
+        cost[i], number[i] = cost[child], number[child]
+        i = child
+    cost[i], number[i] = c, v
+
+
+@njit(cache=True, nogil=True)
+def _sum_of(codes, at, up, f, n):
+    """Σ F of a vector: four sums of every fourth column, in float32."""
+    a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    for g in range(n // 4):
+        i, p = 4 * g, at + 128 * g
+        a += f[i, (codes[p] >> up) & 15]
+        b += f[i + 1, (codes[p + 32] >> up) & 15]
+        c += f[i + 2, (codes[p + 64] >> up) & 15]
+        d += f[i + 3, (codes[p + 96] >> up) & 15]
+    for i in range(n // 4 * 4, n):
+        a += f[i, (codes[at + 32 * i] >> up) & 15]
+    return (a + b) + (c + d)
+
+
+@njit(cache=True, nogil=True)
+def _highest(kind, least, most, worst, step, base, rest):
+    """The greatest sum that may be among the nearest, −1 for none; two steps and 1e-5 of all costs more, for rounding."""
+    if not worst < np.inf:
+        return np.int64(65535)
+    limit = np.float64(_limit(kind, least, most, worst)[1])
+    room = limit - rest - base + _ROUNDING * (abs(limit) + abs(rest) + abs(base))
+    return np.int64(min(max(room / step + 2.0, -1.0), 65535.0))
+
+
+@njit(cache=True, nogil=True)
+def _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, made, cost, number):
+    """Reads blocks begin … end − 1 of 64 vectors. made: (step, base, rest)."""
+    columns_ = costs.where.n_columns
+    step, base, rest = made
+    flat, sums = table.reshape(-1), np.empty(64, np.uint16)
+    highest = _highest(costs.kind, costs.least, costs.most, cost[0], step, base, rest)
+    simple = costs.whole and costs.kind != COSINES
+    for block in range(begin, end):
+        if highest < 0:
+            return
+        _sum_block(codes, 32 * columns_ * block, flat, 0, columns_, sums)
+        mask = _at_most(sums, np.uint16(highest))
+        while mask:
+            i = _vector(_lowest(mask))
+            mask &= mask - np.uint64(1)
+            place = 64 * block + i
+            if place >= n:
+                continue
+            v = numbers[place]
+            if dead.shape[0] and dead[v]:
+                continue
+            worst = cost[0]
+            if simple:
+                c = _sum_of(codes, 32 * columns_ * block + i % 32, 4 * (i // 32), f, columns_) + rest
+            else:
+                c = _exactly(costs, codes, fine, block, i, shifted)
+            _push(cost, number, c, v)
+            if cost[0] < worst:
+                highest = _highest(costs.kind, costs.least, costs.most, cost[0], step, base, rest)
+
+
+@njit(cache=True, nogil=True)
+def _worth(kind, made_for, worst, least):
+    """Whether tables that were made for a limit should be made anew for the worst so far. least: that a vector could cost."""
+    if not made_for < np.inf:
+        return worst < np.inf
+    floor = np.float32(-1) if kind == COSINES else least
+    return worst - floor < np.float32(_FALL) * (made_for - floor)
+
+
+@njit(cache=True, nogil=True)
+def _all(counter, costs, where_codes, dead, cost, number):
+    """Every query reads every block, some queries together."""
+    n_columns, n_queries = costs.where.n_columns, cost.shape[0]
+    r = costs.queries.shape[1]
+    f = np.empty((_TOGETHER, n_columns, 16), np.float32)
+    table = np.empty((_TOGETHER, n_columns, 16), np.uint8)
+    shifted = np.empty((_TOGETHER, 2, r), np.float32)
+    made = np.empty((_TOGETHER, 3), np.float32)
+    made_for = np.empty(_TOGETHER, np.float32)
+    most = max(1, _CACHED // max(1, 32 * n_columns))
+    while True:
+        start = take(counter, np.int64(_TOGETHER))
+        if start >= n_queries:
+            return
+        several = min(_TOGETHER, n_queries - start)
+        made_for[:] = np.inf
+        fresh, piece = True, (cost.shape[1] + 63) // 64
+        for b in range(where_codes.n.shape[0]):
+            n = where_codes.n[b]
+            size = (n + 63) // 64 * (32 * n_columns + 8 * costs.where.n_planes)
+            codes = carray(_pointer(where_codes.address[b]), (size,), np.uint8)
+            numbers = carray(_pointer(where_codes.numbers[b]), (n,), np.int64)
+            fine, begin = 32 * n_columns * ((n + 63) // 64), 0
+            while begin < (n + 63) // 64:
+                end = min(begin + piece, (n + 63) // 64)
+                for i in range(several):
+                    q = start + i
+                    if fresh or _worth(costs.kind, made_for[i], cost[q, 0], made[i, 1] + made[i, 2]):
+                        _, made[i, 0], made[i, 1], made[i, 2] = _prepare(
+                            costs, q, 0, cost[q, 0], shifted[i], f[i], table[i]
+                        )
+                        made_for[i] = cost[q, 0]
+                    _scan(
+                        costs, codes, fine, n, begin, end, numbers, dead, shifted[i], f[i], table[i],
+                        (made[i, 0], made[i, 1], made[i, 2]), cost[q], number[q],
+                    )  # fmt: skip
+                fresh, begin, piece = False, end, min(4 * piece, most)
+
+
+@njit(cache=True, nogil=True)
+def _visit(costs, where_codes, list_, q, dead, shifted, f, table, cost, number):
+    """One query reads one list."""
+    n_columns = costs.where.n_columns
+    made_for, made, fresh = np.float32(np.inf), (np.float32(1), np.float32(0), np.float32(0)), True
+    for b in range(where_codes.first[list_], where_codes.first[list_ + 1]):
+        n = where_codes.n[b]
+        size = (n + 63) // 64 * (32 * n_columns + 8 * costs.where.n_planes)
+        codes = carray(_pointer(where_codes.address[b]), (size,), np.uint8)
+        numbers = carray(_pointer(where_codes.numbers[b]), (n,), np.int64)
+        fine, begin = 32 * n_columns * ((n + 63) // 64), 0
+        while begin < (n + 63) // 64:
+            if fresh or _worth(costs.kind, made_for, cost[0], made[1] + made[2]):
+                made_for = cost[0]
+                _, step, base, rest = _prepare(costs, q, list_, made_for, shifted, f, table)
+                made, fresh = (step, base, rest), False
+            piece = 64 if made_for < np.inf else (cost.shape[0] + 63) // 64
+            end = min(begin + piece, (n + 63) // 64)
+            _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, made, cost, number)
+            begin = end
+
+
+@njit(cache=True, nogil=True)
+def _some(counter, costs, where_codes, share, query, list_, dead, cost, number):
+    """Pairs of a query and a list, in shares of which no two have a query in common. share: int64 (n_shares + 1,)."""
+    n_columns = costs.where.n_columns
+    f, table = np.empty((n_columns, 16), np.float32), np.empty((n_columns, 16), np.uint8)
+    shifted = np.empty((2, costs.queries.shape[1]), np.float32)
+    while True:
+        s = take(counter, np.int64(1))
+        if s >= share.shape[0] - 1:
+            return
+        for p in range(share[s], share[s + 1]):
+            q = query[p]
+            _visit(costs, where_codes, list_[p], q, dead, shifted, f, table, cost[q], number[q])
+
+
+def neighbours(
+    costs: Costs, codes: Codes, k: int, *, near: np.ndarray | None = None, dead: np.ndarray | None = None, threads: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k least costs of every query, (n, k) float32, and the vectors' numbers, int64; inf and −1 where there are fewer.
+
+    near: int64 (n, n_probe), the lists that each query reads, nearest first; by default all blocks are read as one list.
+    dead: bool, by number, what not to find. Of equal costs the lower number is nearer.
+    """
+    n = len(costs.given) if costs.kind == TABLES else len(costs.queries)
+    cost, number = np.full((n, k), np.inf, np.float32), np.full((n, k), -1, np.int64)
+    skip = np.empty(0, bool) if dead is None else dead
+    if near is None:
+        divide(min(threads, -(-n // _TOGETHER)), _all, costs, codes, skip, cost, number)
+    elif n:
+        # A query's nearest list first, which gives it a limit; then list by list, so that a list is read while in the cache.
+        group = np.arange(n) * min(threads, n) // n
+        for part in (near[:, :1], near[:, 1:]):
+            query, list_ = np.repeat(np.arange(n), part.shape[1]), part.reshape(-1)
+            order_ = np.lexsort((list_, group[query]))
+            share = np.searchsorted(group[query][order_], np.arange(group[-1] + 2))
+            divide(len(share) - 1, _some, costs, codes, share, query[order_], list_[order_], skip, cost, number)
+    order_ = np.lexsort((number, cost), axis=1)
+    return np.take_along_axis(cost, order_, 1), np.take_along_axis(number, order_, 1)
+
+
+def neighbours_plain(
+    costs: Costs, blocks: list[tuple[int, np.ndarray, np.ndarray]], k: int, near: np.ndarray, dead: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`neighbours` in NumPy, from all costs. blocks: (list, codes, numbers)."""
+    n = len(near)
+    cost, number = np.full((n, k), np.inf, np.float32), np.full((n, k), -1, np.int64)
+    for q in range(n):
+        found = [(np.full(k, np.inf, np.float32), np.full(k, -1, np.int64))]
+        for list_, codes, numbers in blocks:
+            if list_ in near[q]:
+                c = _costs_plain(costs, q, list_, unpack_columns_plain(codes, costs.where, len(numbers)))
+                alive = np.ones(len(numbers), bool) if dead is None else ~dead[numbers]
+                found.append((c[alive], numbers[alive]))
+        every, names = (np.concatenate(x) for x in zip(*found, strict=True))
+        best = np.lexsort((names, every))[:k]
+        cost[q], number[q] = every[best], names[best]
+    return cost, number
+
+
+def _costs_plain(costs: Costs, q: int, list_: int, index: np.ndarray) -> np.ndarray:
+    """Costs of vectors by their codes (n, r): in float32 by columns where these are whole, else in float64 by coordinates."""
+    kind, where, one = costs.kind, costs.where, np.float32
+    if kind == TABLES:
+        f = costs.given[q] + costs.by_list[list_]
+        at = np.argsort(where.column)
+        return _by_columns([f[c][index[:, at[c]]] for c in range(len(f))], costs.offset[q, list_], len(index))
+    v, o = costs.queries[q], costs.origins[list_]
+    y = [costs.levels[costs.start[j] + index[:, j].astype(np.int64)] for j in range(len(v))]
+    if not costs.whole or kind == COSINES:
+        total, power = np.zeros(len(index)), np.zeros(len(index))
+        for j in range(len(v)):
+            x = np.float64(v[j] - o[j]) - y[j] if kind == SQUARES else y[j].astype(np.float64) + np.float64(o[j])
+            total += x * x if kind == SQUARES else -np.float64(v[j]) * x
+            power += x * x
+        if kind == COSINES:
+            total = np.divide(total, np.sqrt(power), out=np.zeros(len(index)), where=power > 0)
+        return total.astype(one)
+    rest = one(0)
+    for j in range(len(v)):
+        if kind == PRODUCTS:
+            rest -= v[j] * o[j]
+        if not where.top[j]:
+            level = costs.levels[costs.start[j]]
+            rest += (v[j] - o[j] - level) ** 2 if kind == SQUARES else -v[j] * level
+    parts = []
+    for js in where.members():
+        total = np.zeros(len(index), one)
+        for j in js:
+            total += (v[j] - o[j] - y[j]) ** 2 if kind == SQUARES else -v[j] * y[j]
+        parts.append(total)
+    return _by_columns(parts, rest, len(index))
+
+
+def _by_columns(parts: list[np.ndarray], rest: np.float32, n: int) -> np.ndarray:
+    """(n,) float32: parts of every fourth column added up, then the four sums."""
+    fours = len(parts) // 4 * 4
+    total = np.zeros((4, n), np.float32)
+    for c, part in enumerate(parts):
+        total[c % 4 if c < fours else 0] += part
+    return (total[0] + total[1]) + (total[2] + total[3]) + np.float32(rest)

@@ -284,6 +284,13 @@ class AdditiveVQ(_Learned):
             "an additive code takes whole rows, so no error can be fed from column to column; round to nearest"
         )
 
+    def product(self) -> list[tuple[slice, np.ndarray]] | None:
+        """Where depth is 1, a vector is one point of each slice: (columns, points (n_points, width) float32). Else None."""
+        table = self._table()
+        if len(table) > 1 or self.mean is None:
+            return None
+        return [(span, (table[0, :, span] + self.mean[span]) * self._gain()) for span in self._slices()]
+
     def _slices(self) -> list[slice]:
         _, n_points, n = self._table().shape
         count, _ = self._layout(n, n_points)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -10,34 +10,64 @@ from ...core.errors import BadInput, CorruptStream, decode_budget
 from ...core.stage import Stage
 from ...core.wire import Reader, read_sections, write_sections
 
+if TYPE_CHECKING:
+    from .scanning import Scanner
+
 VALUES = 1 << 22  # of a block at most, coordinates of all its vectors
 _WORKING_BYTES = 64 << 20
 
 
 class Block(NamedTuple):
-    """data: the sections of the codec, each with its checksum. numbers: int64 or int32 (n,), in the order of adding. list_: its
-    inverted list."""
+    """data: the sections of the codec, each with its checksum; the payload in columns where the index scans it. numbers: int64 or
+    int32 (n,), in the order of adding. list_: its inverted list."""
 
     data: bytes | memoryview
     numbers: np.ndarray
     list_: int = 0
 
 
-def encode_rows(stage: Stage, rows: np.ndarray) -> bytes:
-    """The sections of (n, dim) float32 rows."""
+def encode_rows(stage: Stage, rows: np.ndarray, scan: Scanner | None = None) -> bytes:
+    """The sections of (n, dim) float32 rows; the payload in columns where there is a scan for it."""
     import torch
 
     y, side = stage.encode(torch.from_numpy(rows))
+    if scan is not None:
+        from ...kernels.columns import pack_columns
+
+        y = pack_columns(scan.index_of(y, len(rows)), scan.where).tobytes()
     return write_sections(stage, {**side, "payload": y})
 
 
-def decode_rows(stage: Stage, data: bytes | memoryview, n: int, dim: int) -> np.ndarray:
-    """(n, dim) float32 from sections. Raises CorruptStream for damage and for other shapes."""
+def relaid(stage: Stage, data: bytes | memoryview, n: int, scan: Scanner, back: bool = False) -> bytes:
+    """Sections with the payload in columns, from those of the codec; or back. Raises CorruptStream."""
+    with decode_budget(2 * len(data) + 8 * n * len(scan.where.bits) + _WORKING_BYTES):
+        reader = Reader(data)
+        side = read_sections(stage, reader)
+        reader.finish()
+        side["payload"] = _turned(side["payload"], n, scan, back)
+    return write_sections(stage, side)
+
+
+def _turned(payload: bytes, n: int, scan: Scanner, back: bool) -> bytes:
+    from ...kernels.columns import pack_columns, unpack_columns
+
+    if len(payload) * 8 < n * int(scan.where.bits.sum(dtype=np.int64)):
+        raise CorruptStream(f"{len(payload):,} bytes of codes for {n:,} vectors")
+    if back:
+        return scan.payload_of(unpack_columns(np.frombuffer(payload, np.uint8), scan.where, n))
+    return pack_columns(scan.index_of(payload, n), scan.where).tobytes()
+
+
+def decode_rows(
+    stage: Stage, data: bytes | memoryview, n: int, dim: int, scan: Scanner | None = None
+) -> np.ndarray:
+    """(n, dim) float32 from sections, the payload in columns where there is a scan for it. Raises CorruptStream for damage and for other shapes."""
     with decode_budget(16 * n * dim + _WORKING_BYTES):
         reader = Reader(data)
         side = read_sections(stage, reader)
         reader.finish()
-        rows = stage.decode(side.pop("payload"), side).numpy()
+        payload = side.pop("payload")
+        rows = stage.decode(payload if scan is None else _turned(payload, n, scan, True), side).numpy()
     if rows.shape != (n, dim) or rows.dtype != np.float32:
         raise CorruptStream(f"a block of {rows.dtype}{rows.shape}; float32 ({n}, {dim}) is right")
     return rows

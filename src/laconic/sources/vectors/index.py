@@ -1,7 +1,7 @@
 """`Index`: train, add, search, remove, reconstruct, merge, save, over any codec of vectors.
 
-A search decodes the blocks that it reads, a few thousand vectors at a time, and compares the queries with what it finds: what
-`search` ranks is what `reconstruct` shows. Codes are held as the codec gives them, and `nbytes` is their true memory.
+What `search` ranks is what `reconstruct` shows. Codes that have a fast scan (`scanning`) are compared as they lie; of others the
+blocks that a search reads are decoded, a few thousand vectors at a time. `nbytes` is the true memory of codes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ...core import registry
 from ...core.errors import BadConfig, BadInput, ModelMismatch, NotFitted
 from ...core.packet import codec
 from ...core.stage import Kind, Stage
-from . import scanning
 from .blocks import Block, checked_ids, decode_rows, encode_rows, pieces
 from .ranking import Best, as_rows, check_metric, costs, directions
-from .scanning import Scanner
+from .scanning import Opened, Scanner, opened, scanner
 
 MAX_DIM = 4096
 _ROWS_A_LIST = 4  # training vectors that a list needs
+_TOGETHER = 4096  # queries that are scanned together
 
 
 class Index:
@@ -35,7 +35,7 @@ class Index:
     "cosine" (the same of directions). recipe: an id of `laconic.recipes("vectors")`, or "auto": the one of least error on the
     training vectors. bits: what the recipe's setting is called, whatever that recipe counts in it; `bits_per_dim` says what
     is kept. lists: inverted lists, 0 for none; a list's mean is taken from its vectors before they are coded. originals: a
-    file that gets the vectors as they are, float32, for `search(..., rescore=n)`. threads: that decode blocks during a search.
+    file that gets the vectors as they are, float32, for `search(..., rescore=n)`. threads: of a search.
     settings: of the recipe.
 
     Errors: BadConfig for settings, BadInput for data, NotFitted before `train`, CorruptStream from a damaged file.
@@ -74,6 +74,7 @@ class Index:
         self._n = 0
         self._places: tuple[np.ndarray, np.ndarray] | None = None
         self._scanner: tuple[Scanner | None] | None = None  # once it was looked for
+        self._opened: Opened | None = None
         self._originals = None if originals is None else Path(originals)
         if self._originals is not None:
             self._originals.write_bytes(b"")
@@ -105,7 +106,7 @@ class Index:
 
         assert self.stage is not None
         self.stage = self.stage.fit(torch.from_numpy(rows))
-        self.trained, self._scanner = True, None
+        self.trained, self._scanner, self._opened = True, None, None
         return self
 
     def add(self, x: Any, ids: Any = None) -> Index:
@@ -118,10 +119,10 @@ class Index:
         names = self._fresh(ids, len(rows))
         numbers = np.arange(self._n, self._n + len(rows))
         lists = self._assign(rows) if self.centroids is not None else None
-        found = []
+        found, scan = [], self._scan()
         for list_, at in pieces(len(rows), self.dim, lists):
             part = rows[at] if self.centroids is None else rows[at] - self.centroids[list_]
-            found.append(Block(encode_rows(stage, np.ascontiguousarray(part)), numbers[at], list_))
+            found.append(Block(encode_rows(stage, np.ascontiguousarray(part), scan), numbers[at], list_))
         if self._originals is not None:
             with self._originals.open("ab") as f:
                 f.write(rows.tobytes())
@@ -132,7 +133,7 @@ class Index:
             self._dead = np.append(self._dead, np.zeros(len(rows), bool))
         self._blocks += found
         self._n += len(rows)
-        self._places = None
+        self._places = self._opened = None
         return self
 
     def remove(self, ids: Any) -> int:
@@ -145,7 +146,7 @@ class Index:
                 self._dead = np.zeros(self._n, bool)
             self._dead[found] = True
             self._blocks = [b for b in self._blocks if not self._dead[b.numbers].all()]
-            self._places = self._scanner = None
+            self._places = self._opened = None
         return len(found)
 
     def merge(self, other: Index) -> Index:
@@ -171,7 +172,7 @@ class Index:
                 f.write(other._originals.read_bytes())
         self._blocks += [b._replace(numbers=b.numbers + self._n) for b in other._blocks]
         self._n += other._n
-        self._places = None
+        self._places = self._opened = None
         return self
 
     # --- Reading ------------------------------------------------------------------------------------------------------
@@ -191,10 +192,10 @@ class Index:
             raise BadConfig("rescore needs originals; make the index with originals=PATH")
         best = Best(len(queries), max(1, min(wanted, max(self._n, k))))
         dead = self._outside(allowed)
-        scanner = self._fast()
-        if scanner is not None:
-            best = scanner.search(queries, self._blocks, best.cost.shape[1], self.metric, dead)
-        for at, block, rows in [] if scanner is not None else self._read(queries, probe):
+        scan, near = self._scan(), self._near(queries, probe)
+        if scan is not None:
+            self._scanned(scan, queries, near, dead, best)
+        for at, block, rows in [] if scan is not None else self._read(near):
             cost = costs(queries if at is None else queries[at], rows, self.metric)
             if dead is not None:
                 cost[:, dead[block.numbers]] = np.inf
@@ -362,13 +363,26 @@ class Index:
             self._places = block, row
         return self._places
 
-    def _fast(self) -> Scanner | None:
-        """The scan of codes as they lie, where codec, metric and machine have it."""
-        if self.lists or self.metric not in scanning.METRICS:
-            return None
+    def _scan(self) -> Scanner | None:
+        """The scan of codes as they lie, where codec and metric have it."""
         if self._scanner is None:
-            self._scanner = (scanning.Scanner.of(self._ready(), self.dim),)
+            self._scanner = (scanner(self._ready(), self.dim, self.metric),)
         return self._scanner[0]
+
+    def _scanned(
+        self, scan: Scanner, queries: np.ndarray, near: np.ndarray | None, dead: np.ndarray | None, best: Best
+    ) -> None:
+        from ...kernels.scan import neighbours
+
+        centroids = np.zeros((1, self.dim), np.float32) if self.centroids is None else self.centroids
+        if self._opened is None:
+            self._opened = opened(self._ready(), scan, self._blocks, centroids)
+        for at in range(0, len(queries), _TOGETHER):
+            part = slice(at, at + _TOGETHER)
+            best.cost[part], best.number[part] = neighbours(
+                scan.costs(queries[part], centroids, self._opened.norms), self._opened.codes, best.cost.shape[1],
+                near=None if near is None else near[part], dead=dead, threads=self.threads,
+            )  # fmt: skip
 
     def _scattered(self) -> bool:
         """Whether blocks hold other vectors than runs of neighbours."""
@@ -377,7 +391,7 @@ class Index:
         )
 
     def _open(self, block: Block) -> np.ndarray:
-        rows = decode_rows(self._ready(), block.data, len(block.numbers), self.dim)
+        rows = decode_rows(self._ready(), block.data, len(block.numbers), self.dim, self._scan())
         return rows if self.centroids is None else rows + self.centroids[block.list_]
 
     def _outside(self, allowed: Any) -> np.ndarray | None:
@@ -389,19 +403,21 @@ class Index:
         out[found[found >= 0]] = False
         return out
 
-    def _read(self, queries: np.ndarray, probe: int | None) -> Iterator[tuple[np.ndarray | None, Block, np.ndarray]]:
+    def _near(self, queries: np.ndarray, probe: int | None) -> np.ndarray | None:
+        """(n, probe) lists that each query reads, nearest first; None without lists."""
+        if self.centroids is None:
+            return None
+        n = min(self.lists, max(1, self.lists // 16) if probe is None else probe)
+        if n < 1:
+            raise BadConfig(f"probe={probe}; at least 1 is right")
+        cost = costs(queries, self.centroids, self.metric)
+        some = np.argpartition(cost, n - 1, axis=1)[:, :n]
+        return np.take_along_axis(some, np.argsort(np.take_along_axis(cost, some, 1), 1, kind="stable"), 1)
+
+    def _read(self, near: np.ndarray | None) -> Iterator[tuple[np.ndarray | None, Block, np.ndarray]]:
         """(places of the queries that read it, None for all; block; its vectors)."""
         wanted: list[tuple[np.ndarray | None, Block]] = [(None, b) for b in self._blocks]
-        if self.centroids is not None:
-            n = min(self.lists, max(1, self.lists // 16) if probe is None else probe)
-            if n < 1:
-                raise BadConfig(f"probe={probe}; at least 1 is right")
-            cost = costs(queries, self.centroids, self.metric)
-            near = (
-                np.argpartition(cost, n - 1, axis=1)[:, :n]
-                if n < self.lists
-                else np.tile(np.arange(n), (len(queries), 1))
-            )
+        if near is not None:
             readers = [np.flatnonzero((near == c).any(1)) for c in range(self.lists)]
             wanted = [(readers[b.list_], b) for b in self._blocks if len(readers[b.list_])]
         if self.threads <= 1 or len(wanted) < 2:

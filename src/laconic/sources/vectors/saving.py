@@ -4,7 +4,8 @@
 
 Arrays are sections (`core.wire`) with checksums: what the codec learned, centroids, ids, what was removed, the vectors' numbers
 by block. Blocks lie behind each other as the codec gave them, each section with its own checksum, and are read when a search
-comes to them. The head holds settings, names of the arrays and lengths of the blocks; the lengths must add up to the file.
+comes to them; its payload is in columns (`scanning`) or as the codec gave it, as `layout` says: version 1 had the latter only. The
+head holds settings, names of the arrays and lengths of the blocks; the lengths must add up to the file.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from ...core import registry
 from ...core.errors import BadConfig, CorruptStream, claim, decode_budget
 from ...core.stage import Kind, Leaf, Stage
 from ...core.wire import Reader, checksum, read_array, write_array
-from .blocks import Block
+from .blocks import Block, relaid
 
 if TYPE_CHECKING:
     from .index import Index
 
 MAGIC = b"LACVEC"
-VERSION = 1
+VERSION = 2
 _MOST_HEAD = 1 << 28
 _OWN = {"centroids": Leaf("float32", "codebooks"), "ids": Leaf("int64", "indices"), "dead": Leaf("uint8", "indices"),
         "numbers": Leaf("int64", "indices")}  # fmt: skip
@@ -48,6 +49,7 @@ def save(index: Index, path: str | PathLike[str]) -> None:
         "seed": index.seed, "config": registry.config(stage), "n": index._n,
         "arrays": [k for k, a in own.items() if a is not None],
         "blocks": [[len(b.data), len(b.numbers), b.list_] for b in index._blocks],
+        "layout": "codec" if index._scan() is None else "columns",
         "starts": [] if index._scattered() else [int(b.numbers[0]) for b in index._blocks],
     }  # fmt: skip
     text = json.dumps(head, separators=(",", ":")).encode()
@@ -85,9 +87,9 @@ def load(path: str | PathLike[str], *, mmap: bool, originals: str | PathLike[str
     reader = Reader(memoryview(data))
     if bytes(reader.take(len(MAGIC))) != MAGIC:
         raise CorruptStream(f"{path} is no index of vectors")
-    if (version := reader.take(1)[0]) != VERSION:
-        raise CorruptStream(f"{path} has version {version}; this laconic reads version {VERSION}")
-    head = _head(reader)
+    if (version := reader.take(1)[0]) not in (1, VERSION):
+        raise CorruptStream(f"{path} has version {version}; this laconic reads versions 1 and {VERSION}")
+    head = _head(reader, version)
     arrays, own, stage = _arrays(reader, head)
     try:
         index = Index(head["dim"], head["metric"], head["recipe"], head["bits"], head["lists"], head["seed"])
@@ -104,12 +106,19 @@ def load(path: str | PathLike[str], *, mmap: bool, originals: str | PathLike[str
             raise CorruptStream(f"marks of removed vectors {dead.shape} for {index._n} vectors")
         index._dead = np.unpackbits(dead)[: index._n].astype(bool)
     index._blocks = _blocks(reader, head, own.get("numbers"))
+    scan = index._scan()
+    if head["layout"] != "codec" and (scan is None or head["layout"] != "columns"):
+        raise CorruptStream(f"codes laid out as {head['layout']!r} for a codec that has none but its own")
+    if head["layout"] == "codec" and scan is not None:
+        index._blocks = [
+            b._replace(data=relaid(index._ready(), b.data, len(b.numbers), scan)) for b in index._blocks
+        ]
     if originals is not None:
         index._originals = Path(originals)
     return index
 
 
-def _head(reader: Reader) -> dict[str, Any]:
+def _head(reader: Reader, version: int) -> dict[str, Any]:
     length = int.from_bytes(reader.take(8), "little")
     if length > _MOST_HEAD:
         raise CorruptStream(f"a head of {length:,} bytes")
@@ -120,9 +129,11 @@ def _head(reader: Reader) -> dict[str, Any]:
         head = json.loads(bytes(text))
     except (ValueError, RecursionError) as e:
         raise CorruptStream(f"head is not JSON: {e}") from None
+    if version == 1 and isinstance(head, dict):
+        head["layout"] = "codec"
     kinds: dict[str, Any] = {
         "dim": int, "metric": str, "recipe": str, "bits": (int, float), "lists": int, "seed": int, "config": dict, "n": int,
-        "arrays": list, "blocks": list, "starts": list,
+        "arrays": list, "blocks": list, "starts": list, "layout": str,
     }  # fmt: skip
     if not isinstance(head, dict) or any(
         not isinstance(head.get(k), t) or isinstance(head[k], bool) for k, t in kinds.items()

@@ -1,43 +1,67 @@
-"""The fast search: codes are compared as they lie, and only what may be near is opened.
+"""The fast search: codes are compared as they lie, and only vectors that may be near are costed.
 
-Works for codecs that end in codes of coordinates (`blocked`) behind affine stages, x̂ = y A + c with A orthogonal: then the cost
-of a vector is a sum over its coordinates y_j, of squared differences or of products, and `kernels.scan` adds it up. Every vector
-that could be among the k nearest is then ranked by its levels in float32, so that the result is that of comparing all.
+Two kinds of codec have it. Codes of coordinates (`blocked`) behind affine stages, x̂ = y A + c with A orthogonal: then the cost of
+a vector is a sum over its coordinates y_j, of squared differences or of products. And product codes of 16 points a slice, whose
+costs are a sum over slices. `kernels.scan` adds them up; what it finds is what comparing all reconstructions finds.
+
+An index holds such codes in the columns of `kernels.columns`; the codec's own order is made from them when it decodes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ...core.errors import CorruptStream, decode_budget
 from ...core.stage import Stage
 from ...core.wire import Reader, read_sections
-from .blocks import Block
-from .ranking import Best
 
 if TYPE_CHECKING:
-    from ...quantize.coordinates import Tables
+    from ...kernels.columns import Columns
+    from ...kernels.scan import Codes, Costs
+    from .blocks import Block
 
-METRICS = ("l2", "ip")
+
+class Scanner(Protocol):
+    """What a kind of code gives to the scan."""
+
+    where: Columns
+
+    def index_of(self, payload: bytes, n: int) -> np.ndarray:
+        """(n, r) uint8 codes from the codec's payload."""
+
+    def payload_of(self, index: np.ndarray) -> bytes:
+        """The inverse of `index_of`."""
+
+    def costs(self, queries: np.ndarray, centroids: np.ndarray, norms: tuple[float, float]) -> Costs:
+        """Of (n, dim) queries; centroids (n_lists, dim), zeros without lists."""
+
+    def norms(self, index: np.ndarray, centroid: np.ndarray) -> tuple[float, float] | None:
+        """Least and greatest squared norm of vectors; None where costs do not ask for them."""
 
 
-@dataclass
-class Scanner:
-    """tables: rates and levels. turn: A, (dim, dim). shift: c, (dim,). views: of blocks that were checked, by their number."""
+def scanner(stage: Stage, dim: int, metric: str) -> Scanner | None:
+    """None where codec and metric have no fast search."""
+    return Coordinates.of(stage, dim, metric) or Products.of(stage, dim, metric)
 
-    stage: Stage
-    tables: Tables
+
+class Coordinates(NamedTuple):
+    """Codes of coordinates. turn: A, (dim, dim). shift: c, (dim,). still: costs without queries."""
+
+    where: Columns
+    levels: list[np.ndarray]
     turn: np.ndarray
     shift: np.ndarray
-    views: dict[int, np.ndarray] = field(default_factory=dict)
+    still: Costs
 
     @staticmethod
-    def of(stage: Stage, dim: int) -> Scanner | None:
-        """None where the codes are of another kind."""
+    def of(stage: Stage, dim: int, metric: str) -> Coordinates | None:
         import torch
+
+        from ...kernels.columns import columns
+        from ...kernels.scan import COSINES, PRODUCTS, SQUARES, costs_of
 
         stages = list(stage.children().values())
         last: Any = stages[-1] if stages else None
@@ -57,60 +81,121 @@ class Scanner:
         turn = rows[1:] - rows[0]
         if not np.allclose(turn @ turn.T, np.eye(dim), atol=1e-3):
             return None
-        return Scanner(stage, last.tables(1, dim), turn, rows[0])
+        tables = last.tables(1, dim)
+        where, levels = columns(tables.widths[0]), tables.of_head(0)
+        kind = {"l2": SQUARES, "ip": PRODUCTS, "cosine": COSINES}[metric]
+        none = np.zeros((0, dim), np.float32)
+        return Coordinates(where, levels, turn, rows[0], costs_of(kind, where, levels, none, none))
 
-    def search(self, queries: np.ndarray, blocks: list[Block], k: int, metric: str, dead: np.ndarray | None) -> Best:
-        """The k nearest of every query among the blocks. dead: by number, what not to find."""
-        from ...kernels.scan import candidates, query, scan
+    def index_of(self, payload: bytes, n: int) -> np.ndarray:
+        from ...kernels.coordinates import unpack
 
-        out, bits, book = Best(len(queries), k), self.tables.widths[0], self.tables.of_head(0)
-        turned = (queries - self.shift if metric == "l2" else queries) @ self.turn.T
-        codes = [self._codes(b) for b in blocks]
-        skips = [None if dead is None else dead[b.numbers] for b in blocks]
-        for i, y in enumerate(turned):
-            parts = [(v - x) ** 2 if metric == "l2" else -v * x for v, x in zip(y, book, strict=True)]
-            q, best = query(parts, bits), np.full(k, 1 << 20, np.int64)
-            found = [
-                scan(c, bits, len(b.numbers), q, best, skip) for c, b, skip in zip(codes, blocks, skips, strict=True)
-            ]
-            for c, b, f in zip(codes, blocks, found, strict=True):
-                near = candidates(f, q, best)
-                if len(near):
-                    cost = self._costs(c, near, len(b.numbers), parts)
-                    if metric == "ip":
-                        cost -= np.float32(queries[i] @ self.shift)
-                    out.add(cost[None], b.numbers[near], np.array([i]))
-        return out
+        return unpack(np.frombuffer(payload, np.uint8), self.where.bits, n)
 
-    def _costs(self, codes: np.ndarray, places: np.ndarray, n: int, parts: list[np.ndarray]) -> np.ndarray:
-        """float32 costs of some vectors of a block, from their codes."""
-        from ...kernels.coordinates import BLOCK, block_bytes, unpack
+    def payload_of(self, index: np.ndarray) -> bytes:
+        from ...kernels.coordinates import pack
 
-        bits = self.tables.widths[0]
-        size = block_bytes(bits)
-        which, row = np.unique(places // BLOCK, return_inverse=True)
-        some = codes.reshape(-1, size)[which].reshape(-1)
-        index = unpack(some, bits, len(which) * BLOCK)[row * BLOCK + places % BLOCK]
-        total = np.zeros(len(places), np.float64)
-        for j, part in enumerate(parts):
-            total += part[index[:, j]]
-        return total.astype(np.float32)
+        return pack(index, self.where.bits).tobytes()
 
-    def _codes(self, block: Block) -> np.ndarray:
-        """The codes of a block where they lie; checked when first seen."""
-        first = int(block.numbers[0])
-        if first not in self.views:
-            with decode_budget(2 * len(block.data) + (1 << 20)):
-                reader = Reader(block.data)
-                n_bytes = len(read_sections(self.stage, reader)["payload"])
-                reader.finish()
-            size = int(self.tables.block_bytes[0]) * -(-len(block.numbers) // 64)
-            if n_bytes != size:
-                raise CorruptStream(
-                    f"{n_bytes:,} bytes of codes for {len(block.numbers):,} vectors; {size:,} are right"
-                )
-            reader = Reader(block.data)  # the payload is the first section, and has one axis
-            reader.take(1)
-            reader.varint()
-            self.views[first] = np.frombuffer(reader.take(size), np.uint8)
-        return self.views[first]
+    def costs(self, queries: np.ndarray, centroids: np.ndarray, norms: tuple[float, float]) -> Costs:
+        v, o = (np.ascontiguousarray(x @ self.turn.T) for x in (queries, centroids + self.shift))
+        return self.still._replace(queries=v, origins=o, least=norms[0], most=norms[1])
+
+    def norms(self, index: np.ndarray, centroid: np.ndarray) -> tuple[float, float] | None:
+        from ...kernels.scan import COSINES
+
+        if self.still.kind != COSINES:
+            return None
+        power = np.zeros(len(index))
+        for column, level, o in zip(index.T, self.levels, self.turn @ (centroid + self.shift), strict=True):
+            power += (level.astype(np.float64) + o)[column] ** 2
+        return float(power.min()) * (1 - 1e-5), float(power.max()) * (1 + 1e-5)
+
+
+class Products(NamedTuple):
+    """Product codes. spans, points: columns of every slice and its points, float32 (16, width). squares: whether costs are l2."""
+
+    where: Columns
+    spans: list[slice]
+    points: list[np.ndarray]
+    squares: bool
+
+    @staticmethod
+    def of(stage: Stage, dim: int, metric: str) -> Products | None:
+        from ...kernels.columns import columns
+
+        stages = list(stage.children().values())
+        product: Callable[[], Any] | None = getattr(getattr(stages[0], "codebook", None), "product", None)
+        if len(stages) != 2 or product is None or not stages[1].lossless or metric == "cosine":
+            return None
+        found = product()
+        if found is None or any(len(points) != 16 for _, points in found):
+            return None
+        spans, points = [span for span, _ in found], [p for _, p in found]
+        return Products(columns(np.full(len(found), 4, np.uint8)), spans, points, metric == "l2")
+
+    def index_of(self, payload: bytes, n: int) -> np.ndarray:
+        from ...kernels.bits import unpack
+
+        return unpack(np.frombuffer(payload, np.uint8), 4, n * len(self.points)).reshape(n, -1).astype(np.uint8)
+
+    def payload_of(self, index: np.ndarray) -> bytes:
+        from ...kernels.bits import pack
+
+        return pack(index.reshape(-1), 4).tobytes()
+
+    def costs(self, queries: np.ndarray, centroids: np.ndarray, norms: tuple[float, float]) -> Costs:
+        from ...kernels.scan import tabled
+
+        def dots(x: np.ndarray) -> np.ndarray:
+            return np.stack([x[:, s] @ p.T for s, p in zip(self.spans, self.points, strict=True)], 1)
+
+        q, c = queries.astype(np.float64), centroids.astype(np.float64)
+        if self.squares:
+            own = np.stack([np.square(p, dtype=np.float64).sum(1) for p in self.points])
+            offset = np.square(q).sum(1)[:, None] - 2 * q @ c.T + np.square(c).sum(1)
+            found = (own - 2 * dots(q), 2 * dots(c), offset)
+        else:
+            found = (-dots(q), np.zeros((len(c), len(self.points), 16)), -q @ c.T)
+        return tabled(*(x.astype(np.float32) for x in found))
+
+    def norms(self, index: np.ndarray, centroid: np.ndarray) -> tuple[float, float] | None:
+        return None
+
+
+class Opened(NamedTuple):
+    """Blocks as the scan takes them: `codes` holds addresses of what `held` keeps; norms as in `Costs`."""
+
+    codes: Codes
+    norms: tuple[float, float]
+    held: list[tuple[np.ndarray, np.ndarray]]
+
+
+def opened(stage: Stage, scan: Scanner, blocks: list[Block], centroids: np.ndarray) -> Opened:
+    """Checks blocks and finds their codes where they lie. Raises CorruptStream."""
+    from ...kernels.columns import unpack_columns
+    from ...kernels.scan import Codes
+
+    order = sorted(range(len(blocks)), key=lambda i: blocks[i].list_)
+    held, norms = [], []
+    for b in (blocks[i] for i in order):
+        n = len(b.numbers)
+        with decode_budget(2 * len(b.data) + (1 << 20)):
+            reader = Reader(b.data)
+            n_bytes = len(read_sections(stage, reader)["payload"])
+            reader.finish()
+        if n_bytes != scan.where.n_bytes(n):
+            raise CorruptStream(f"{n_bytes:,} bytes of codes for {n:,} vectors; {scan.where.n_bytes(n):,} are right")
+        reader = Reader(b.data)  # the payload is the first section, and has one axis
+        reader.take(1)
+        reader.varint()
+        codes = np.frombuffer(reader.take(n_bytes), np.uint8)
+        held.append((codes, np.ascontiguousarray(b.numbers, np.int64)))
+        if scan.norms(np.zeros((1, len(scan.where.bits)), np.uint8), centroids[b.list_]) is not None:
+            norms.append(scan.norms(unpack_columns(codes, scan.where, n), centroids[b.list_]))
+    address, numbers = (np.array([h[i].ctypes.data for h in held], np.int64) for i in (0, 1))
+    lists = np.array([blocks[i].list_ for i in order], np.int64)
+    first = np.searchsorted(lists, np.arange(len(centroids) + 1)).astype(np.int64)
+    least, most = (f(n[i] for n in norms if n) if norms else 0.0 for i, f in ((0, min), (1, max)))
+    n_vectors = np.array([len(h[1]) for h in held], np.int64)
+    return Opened(Codes(address, numbers, n_vectors, first), (least, most), held)
