@@ -32,3 +32,19 @@ def test_build_search_info(tmp_path: Path) -> None:
     (tmp_path / "i").write_bytes((tmp_path / "i").read_bytes()[:-5])
     bad = laconic("vectors", "search", tmp_path / "i", tmp_path / "q.npy")
     assert bad.returncode == 1 and bad.stderr.count("\n") == 1 and "Traceback" not in bad.stderr
+
+
+def test_bench_recommends_what_reaches_the_recall(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", (rng.standard_normal((1500, 16)) * np.linspace(2, 0.2, 16)).astype(np.float32))
+    run = ("vectors", "bench", tmp_path / "x.npy", "--bits", "2,4", "-k", "5", "--json", tmp_path / "b.json")
+    done = laconic(*run, "--recall", "0.5", "--plot", tmp_path / "b.png")
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "b.json").read_text())
+    ours = [r for r in said["rows"] if r["who"] == "laconic"]
+    best = said["recommended"]
+    assert best["recall"] >= 0.5 and best["bits"] <= 1.05 * min(r["bits"] for r in ours if r["recall"] >= 0.5)
+    assert best["setting"] in done.stdout and (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
+    assert max(r["recall"] for r in ours) < 1.0 and "No setting" in laconic(*run, "--recall", "1").stdout
+    bad = laconic("vectors", "bench", tmp_path / "x.npy", "--bits", "two")
+    assert bad.returncode == 1 and bad.stderr.count("\n") == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -267,3 +269,90 @@ def test_auto_measures() -> None:
     assert index.recipe in RECIPES
     found = {t.recipe: t for t in laconic.vectors.trials(vectors(600, 5), 3.0, 0)}
     assert found["klt-levels"].error < found["turboquant"].error  # unequal variances
+
+
+_WRITER = """
+import os, sys, time, numpy as np
+from laconic.vectors import Index
+path, stuck = sys.argv[1], sys.argv[2] == "stuck"
+def wait(fd):
+    print("in the middle", flush=True)
+    time.sleep(600)
+if stuck:
+    os.fsync = wait
+index = Index.load(path, mmap=False)
+for seed in range(2):
+    index.add(np.random.default_rng(seed).standard_normal((2000, index.dim)).astype(np.float32))
+    index.save(path)
+    print("saved", flush=True)
+"""
+
+
+def _writer(path: Path, how: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", _WRITER, str(path), how], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_process_that_is_killed_while_it_saves_leaves_the_old_file(tmp_path: Path) -> None:
+    index, path, q = made("klt-levels", 5000), tmp_path / "x.lacv", vectors(3, 2)
+    index.save(path)
+    with _writer(path, "stuck") as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == "in the middle\n"
+        writer.kill()
+    back = Index.load(path)
+    assert len(back) == 5000
+    np.testing.assert_array_equal(back.search(q, 5)[1], index.search(q, 5)[1])
+
+
+def test_two_readers_of_one_file_while_a_process_writes_anew(tmp_path: Path) -> None:
+    index, path, q = made("klt-levels", 5000), tmp_path / "x.lacv", vectors(3, 2)
+    index.save(path)
+    readers = [Index.load(path), Index.load(path)]
+    wanted = index.search(q, 5)
+    with _writer(path, "twice") as writer:
+        assert writer.stdout is not None
+        while writer.stdout.readline() == "saved\n":
+            for reader in readers:
+                np.testing.assert_array_equal(reader.search(q, 5)[1], wanted[1])
+    assert len(Index.load(path)) == 9000
+
+
+def test_files_of_version_1_open_and_find_the_same(tmp_path: Path) -> None:
+    """The head of version 1 has no layout, and blocks are as the codec gave them."""
+    from laconic.sources.vectors import saving
+    from laconic.sources.vectors.blocks import relaid
+
+    index, q = made(), vectors(6, 2)
+    wanted = index.search(q, 5)
+    scan = index._scan()
+    assert scan is not None
+    index._blocks = [
+        b._replace(data=relaid(index._ready(), b.data, len(b.numbers), scan, back=True)) for b in index._blocks
+    ]
+    index._scanner = (None,)
+    index.save(tmp_path / "x")
+    data = (tmp_path / "x").read_bytes()
+    at = len(saving.MAGIC)
+    size = int.from_bytes(data[at + 1 : at + 9], "little")
+    text = data[at + 9 : at + 9 + size].replace(b'"layout":"codec",', b"")
+    head = saving.MAGIC + b"\1" + len(text).to_bytes(8, "little") + text + saving.checksum(text)
+    (tmp_path / "x").write_bytes(head + data[at + 13 + size :])
+    found = Index.load(tmp_path / "x").search(q, 5)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_filtered_search_in_lists_and_product_codes() -> None:
+    q = vectors(8, 2)
+    for index in (
+        made(lists=5),
+        made("pq", 600, bits=2.0, index_bits=4),
+        made(lists=4, metric="cosine"),
+        made("pq", lists=3, index_bits=4),
+    ):
+        allowed = np.arange(0, len(index), 3)
+        shown, ids = index.search(q, 7, probe=5 if index.lists else None, allowed=allowed)
+        assert np.isin(ids, allowed).all()
+        every, names = brute(index, q, len(index))
+        mask = np.isin(names, allowed)
+        wanted = np.stack([row[keep][:7] for row, keep in zip(every, mask, strict=True)])
+        np.testing.assert_allclose(shown, wanted, rtol=1e-4, atol=1e-3)

@@ -6,8 +6,11 @@ faiss code, `Index.bits_per_dim` of ours. What is learned is shared by all vecto
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +18,8 @@ import numpy as np
 from ..sources.vectors.index import Index
 from ..sources.vectors.ranking import costs, directions
 from .rows import Measurement, Row
+from .vectors_sentences import embeddings
+from .vectors_speed import FLAT, clustered, queries, scan
 from .weights_text import data_folder
 
 K = 10
@@ -30,8 +35,14 @@ GLOVE_PEERS = {
     2: ("PQ10x8", "OPQ10,PQ10x8", "RQ12x8"),
     4: ("PQ25x8", "OPQ25,PQ25x8", "RQ25x8", "SQ4", "RR50,EDEN2"),
 }
+SENTENCE_PEERS = {
+    1: ("PQ48x8", "PQ32x8"),
+    2: ("PQ96x8", "RR384,RaBitQ", "RR384,EDEN1"),
+    4: ("PQ192x8", "SQ4", "RR384,RaBitQ2", "RR384,EDEN3"),
+}
 OURS = ("klt-trellis", "ar-scalar", "klt-levels", "saq", "rvq")
 STORED = ("klt-trellis", "ar-scalar")
+RESCORED = 100  # candidates
 
 
 class Data(NamedTuple):
@@ -70,6 +81,13 @@ def glove() -> Data:
     """GloVe words as directions: codes are learned on every second word and tried on the others, each of them a query too."""
     x = directions(np.load(data_folder() / "ann-vectors" / "glove6b50d_top2445_vectors.npy").astype(np.float32))
     return Data("GloVe", x[1::2], x[::2], x[::2], _nearest(x[::2], x[::2], True), True)
+
+
+def sentences() -> Data:
+    """MiniLM embeddings of sentences, 384 dimensions: all but the last thousand, which are the queries; learned on 16,384."""
+    x = embeddings()
+    base, queries = x[:-1000], x[-1000:]
+    return Data("sentences", base[:16384], base, queries, _nearest(queries, base, False), False)
 
 
 def _nearest(queries: np.ndarray, base: np.ndarray, itself: bool) -> np.ndarray:
@@ -200,16 +218,22 @@ def _meets(points: list[Point], mse: float) -> float:
     return float(a.bits + slope * (np.log(mse) - np.log(a.mse)))
 
 
+def rescoring() -> Iterator[Row]:
+    """Recall of sentences where the nearest by their codes are compared once more as originals."""
+    data = sentences()
+    with tempfile.TemporaryDirectory() as folder:
+        for bits in (0.5, 0.75, 1.0, 1.25):
+            index = Index(data.base.shape[1], recipe="klt-levels", bits=bits, originals=Path(folder) / f"{bits}.f32")
+            index.train(data.learn).add(data.base)
+            for n in (0, RESCORED):
+                recall = _recall(data, index.search(data.queries, K, rescore=n)[1])
+                target = (">=", 0.99) if n and bits == 1.25 else None
+                yield Row(f"sentences, klt-levels, {index.bits_per_dim:.3f} bits, {n} rescored: recall@10", recall, "share",
+                          target=target)  # fmt: skip
+
+
 def _set(make: Callable[[], Data], peers: dict[int, tuple[str, ...]], bits: int) -> Callable[[], Iterator[Row]]:
     return lambda: _beside(make(), {bits: peers[bits]})
-
-
-def _clustered(n: int, d: int = 128) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    centres = rng.standard_normal((256, d), dtype=np.float32)
-    out = rng.standard_normal((n, d), dtype=np.float32)
-    out += 2 * centres[rng.integers(0, len(centres), n)]
-    return out
 
 
 def encoding() -> Iterator[Row]:
@@ -217,7 +241,7 @@ def encoding() -> Iterator[Row]:
     import faiss
 
     faiss.omp_set_num_threads(1)
-    x = _clustered(20_000)
+    x = clustered(20_000)
     theirs = faiss.index_factory(128, "RR128,RaBitQ4")
     theirs.train(x)
     start = time.perf_counter()
@@ -242,5 +266,9 @@ def encoding() -> Iterator[Row]:
 SUITE = (
     *(Measurement(f"glove {bits}", _set(glove, GLOVE_PEERS, bits)) for bits in GLOVE_PEERS),
     *(Measurement(f"sift {bits}", _set(sift, SIFT_PEERS, bits)) for bits in SIFT_PEERS),
+    *(Measurement(f"sentences {bits}", _set(sentences, SENTENCE_PEERS, bits)) for bits in SENTENCE_PEERS),
+    Measurement("rescoring of sentences", rescoring),
     Measurement("encoding", encoding),
+    *(Measurement(f"scan {case[0]} {case[1]:g}", partial(scan, *case)) for case in FLAT),
+    Measurement("queries", queries),
 )

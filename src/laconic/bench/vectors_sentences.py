@@ -17,7 +17,7 @@ import xxhash
 from ..core.errors import BadInput
 from .weights_text import SOURCES, data_folder, read_source
 
-N_SENTENCES = 60_000
+N_SENTENCES = 50_000
 _PIECE = 2000  # sentences between two writes
 
 

@@ -1,4 +1,4 @@
-"""`laconic vectors`: build, search and look at an index."""
+"""`laconic vectors`: build, search and look at an index, and measure which one to take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from ..core.errors import BadInput
 
-app = typer.Typer(help="Indexes of embedding vectors: build, search, info.", no_args_is_help=True)
+app = typer.Typer(help="Indexes of embedding vectors: build, search, info, bench.", no_args_is_help=True)
 _ROWS = 65536  # vectors that are read at a time
 _LEARN = 65536  # vectors that are learned from, spread over the file
 
@@ -77,6 +77,32 @@ def info(stored: Stored, json_: Annotated[bool, typer.Option("--json", help="As 
         print(json.dumps(said))
     else:
         _show(said)
+
+
+@app.command()
+def bench(
+    source: Array,
+    metric: Annotated[str, typer.Option("--metric", help="l2, ip or cosine.")] = "l2",
+    k: Annotated[int, typer.Option("-k", help="Neighbours of each query.")] = 10,
+    recall: Annotated[float, typer.Option("--recall", help="The recall for which to recommend a setting.")] = 0.9,
+    bits: Annotated[str, typer.Option("--bits", help="Bits a coordinate to measure, such as 1,2,4.")] = "1,2,4",
+    most: Annotated[int, typer.Option("--most", help="Vectors to measure on, spread over the file.")] = 100_000,
+    json_: Annotated[Path | None, typer.Option("--json", help="Also write the rows to this file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw recall against bits and time into this file.")
+    ] = None,
+) -> None:
+    """Recall against true bits and time on these vectors, beside faiss where it is installed, and what to take."""
+    from ..bench.vectors_choice import run
+    from ..sources.vectors.ranking import check_metric
+
+    check_metric(metric)
+    try:
+        rates = tuple(float(b) for b in bits.split(","))
+    except ValueError:
+        raise BadInput(f"--bits {bits!r}; numbers with commas between, such as 1,2,4, are right") from None
+    x = _mapped(source)
+    run(x[:: max(1, -(-len(x) // most))], metric, k, recall, rates, json_, plot)
 
 
 def _mapped(path: Path):  # type: ignore[no-untyped-def]

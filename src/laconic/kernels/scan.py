@@ -39,7 +39,7 @@ __all__ = [
 
 _I16 = ir.IntType(16)
 _SHORTS, _HALF, _QUARTER = ir.VectorType(_I16, 16), ir.VectorType(I8, 32), ir.VectorType(I8, 16)
-_STEPS = 12.0  # below the limit, a column
+_STEPS = 8.0  # below the limit, a column
 _ROUNDING = 1e-5  # of costs in float32
 _FALL = 0.75  # of the limit, when tables are made anew
 _AHEAD = 1024  # bytes of codes that are asked for beforehand
@@ -336,8 +336,8 @@ def _limit(kind, least, most, worst):
 
 @njit(cache=True, nogil=True)
 def _prepare(costs, q, list_, worst, shifted, f, table):
-    """Fills f (C, 16) and table, and shifted (2, r): v and o as `_bound` takes them. Gives (w, step, base, rest): what is at most at
-    the limit has sums up to (limit − rest − base) / step."""
+    """Fills f (C, 16) and table, and shifted (2, r): v and o as `_bound` takes them. Gives (w, step, base, rest): what is at most
+    at the limit has sums up to (limit − rest − base) / step."""
     kind, where = costs.kind, costs.where
     w, limit = _limit(kind, costs.least, costs.most, worst)
     rest = np.float32(0)
@@ -485,6 +485,7 @@ def _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, m
     step, base, rest = made
     flat, sums = table.reshape(-1), np.empty(64, np.uint16)
     highest = _highest(costs.kind, costs.least, costs.most, cost[0], step, base, rest)
+    limit = _limit(costs.kind, costs.least, costs.most, cost[0])[1]
     simple = costs.whole and costs.kind != COSINES
     for block in range(begin, end):
         if highest < 0:
@@ -501,12 +502,14 @@ def _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, m
             if dead.shape[0] and dead[v]:
                 continue
             worst = cost[0]
-            if simple:
-                c = _sum_of(codes, 32 * columns_ * block + i % 32, 4 * (i // 32), f, columns_) + rest
-            else:
+            c = _sum_of(codes, 32 * columns_ * block + i % 32, 4 * (i // 32), f, columns_) + rest
+            if not simple:
+                if c > limit + np.float32(_ROUNDING) * (abs(limit) + abs(c)):
+                    continue
                 c = _exactly(costs, codes, fine, block, i, shifted)
             _push(cost, number, c, v)
             if cost[0] < worst:
+                limit = _limit(costs.kind, costs.least, costs.most, cost[0])[1]
                 highest = _highest(costs.kind, costs.least, costs.most, cost[0], step, base, rest)
 
 
@@ -597,7 +600,13 @@ def _some(counter, costs, where_codes, share, query, list_, dead, cost, number):
 
 
 def neighbours(
-    costs: Costs, codes: Codes, k: int, *, near: np.ndarray | None = None, dead: np.ndarray | None = None, threads: int = 1
+    costs: Costs,
+    codes: Codes,
+    k: int,
+    *,
+    near: np.ndarray | None = None,
+    dead: np.ndarray | None = None,
+    threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k least costs of every query, (n, k) float32, and the vectors' numbers, int64; inf and −1 where there are fewer.
 
@@ -622,7 +631,11 @@ def neighbours(
 
 
 def neighbours_plain(
-    costs: Costs, blocks: list[tuple[int, np.ndarray, np.ndarray]], k: int, near: np.ndarray, dead: np.ndarray | None = None
+    costs: Costs,
+    blocks: list[tuple[int, np.ndarray, np.ndarray]],
+    k: int,
+    near: np.ndarray,
+    dead: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`neighbours` in NumPy, from all costs. blocks: (list, codes, numbers)."""
     n = len(near)

@@ -58,10 +58,9 @@ def _turned(payload: bytes, n: int, scan: Scanner, back: bool) -> bytes:
     return pack_columns(scan.index_of(payload, n), scan.where).tobytes()
 
 
-def decode_rows(
-    stage: Stage, data: bytes | memoryview, n: int, dim: int, scan: Scanner | None = None
-) -> np.ndarray:
-    """(n, dim) float32 from sections, the payload in columns where there is a scan for it. Raises CorruptStream for damage and for other shapes."""
+def decode_rows(stage: Stage, data: bytes | memoryview, n: int, dim: int, scan: Scanner | None = None) -> np.ndarray:
+    """(n, dim) float32 from sections, the payload in columns where there is a scan for it. Raises CorruptStream for damage and
+    for other shapes."""
     with decode_budget(16 * n * dim + _WORKING_BYTES):
         reader = Reader(data)
         side = read_sections(stage, reader)

@@ -3,9 +3,9 @@
     "LACVEC" | version (1 byte) | u64 length of the head | head: JSON | its checksum | arrays | blocks
 
 Arrays are sections (`core.wire`) with checksums: what the codec learned, centroids, ids, what was removed, the vectors' numbers
-by block. Blocks lie behind each other as the codec gave them, each section with its own checksum, and are read when a search
-comes to them; its payload is in columns (`scanning`) or as the codec gave it, as `layout` says: version 1 had the latter only. The
-head holds settings, names of the arrays and lengths of the blocks; the lengths must add up to the file.
+by block. Blocks lie behind each other, each section with its own checksum, and are read when a search
+comes to them; the payload is in columns (`scanning`) or as the codec gave it, as `layout` says (version 1: the latter). The head
+holds settings, names of the arrays and lengths of the blocks; the lengths must add up to the file.
 """
 
 from __future__ import annotations
@@ -110,9 +110,7 @@ def load(path: str | PathLike[str], *, mmap: bool, originals: str | PathLike[str
     if head["layout"] != "codec" and (scan is None or head["layout"] != "columns"):
         raise CorruptStream(f"codes laid out as {head['layout']!r} for a codec that has none but its own")
     if head["layout"] == "codec" and scan is not None:
-        index._blocks = [
-            b._replace(data=relaid(index._ready(), b.data, len(b.numbers), scan)) for b in index._blocks
-        ]
+        index._blocks = [b._replace(data=relaid(index._ready(), b.data, len(b.numbers), scan)) for b in index._blocks]
     if originals is not None:
         index._originals = Path(originals)
     return index
