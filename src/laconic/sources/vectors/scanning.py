@@ -113,11 +113,11 @@ class Coordinates(NamedTuple):
 
 
 class Products(NamedTuple):
-    """Product codes. spans, points: columns of every slice and its points, float32 (16, width). squares: whether costs are l2."""
+    """Product codes of C slices. points: (dim, 16 C) float64, each point in its slice's rows, zeros in the others. squares:
+    whether costs are l2."""
 
     where: Columns
-    spans: list[slice]
-    points: list[np.ndarray]
+    points: np.ndarray
     squares: bool
 
     @staticmethod
@@ -131,13 +131,15 @@ class Products(NamedTuple):
         found = product()
         if found is None or any(len(points) != 16 for _, points in found):
             return None
-        spans, points = [span for span, _ in found], [p for _, p in found]
-        return Products(columns(np.full(len(found), 4, np.uint8)), spans, points, metric == "l2")
+        table = np.zeros((dim, len(found), 16))
+        for c, (span, points) in enumerate(found):
+            table[span, c] = points.T
+        return Products(columns(np.full(len(found), 4, np.uint8)), table.reshape(dim, -1), metric == "l2")
 
     def index_of(self, payload: bytes, n: int) -> np.ndarray:
         from ...kernels.bits import unpack
 
-        return unpack(np.frombuffer(payload, np.uint8), 4, n * len(self.points)).reshape(n, -1).astype(np.uint8)
+        return unpack(np.frombuffer(payload, np.uint8), 4, n * len(self.where.bits)).reshape(n, -1).astype(np.uint8)
 
     def payload_of(self, index: np.ndarray) -> bytes:
         from ...kernels.bits import pack
@@ -147,16 +149,14 @@ class Products(NamedTuple):
     def costs(self, queries: np.ndarray, centroids: np.ndarray, norms: tuple[float, float]) -> Costs:
         from ...kernels.scan import tabled
 
-        def dots(x: np.ndarray) -> np.ndarray:
-            return np.stack([x[:, s] @ p.T for s, p in zip(self.spans, self.points, strict=True)], 1)
-
         q, c = queries.astype(np.float64), centroids.astype(np.float64)
+        mine, theirs = (np.reshape(x @ self.points, (len(x), -1, 16)) for x in (q, c))
         if self.squares:
-            own = np.stack([np.square(p, dtype=np.float64).sum(1) for p in self.points])
+            own = np.square(self.points).sum(0).reshape(-1, 16)
             offset = np.square(q).sum(1)[:, None] - 2 * q @ c.T + np.square(c).sum(1)
-            found = (own - 2 * dots(q), 2 * dots(c), offset)
+            found = (own - 2 * mine, 2 * theirs, offset)
         else:
-            found = (-dots(q), np.zeros((len(c), len(self.points), 16)), -q @ c.T)
+            found = (-mine, np.zeros_like(theirs), -q @ c.T)
         return tabled(*(x.astype(np.float32) for x in found))
 
     def norms(self, index: np.ndarray, centroid: np.ndarray) -> tuple[float, float] | None:
