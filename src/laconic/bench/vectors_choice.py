@@ -17,7 +17,7 @@ from ..sources.vectors.ranking import as_rows, costs, directions
 from .rows import machine, median_seconds
 
 BITS = (1.0, 2.0, 4.0)
-RECIPES = ("klt-trellis", "klt-levels", "saq")
+RECIPES = ("klt-trellis", "ar-scalar", "klt-levels", "saq")
 _MOST_QUERIES, _MOST_LEARNED = 1000, 65536
 _CHUNK = 64  # queries that are compared with everything at once
 

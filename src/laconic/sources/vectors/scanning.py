@@ -125,8 +125,10 @@ class Products(NamedTuple):
         from ...kernels.columns import columns
 
         stages = list(stage.children().values())
+        if len(stages) != 2 or metric == "cosine" or not stages[1].lossless:
+            return None
         product: Callable[[], Any] | None = getattr(getattr(stages[0], "codebook", None), "product", None)
-        if len(stages) != 2 or product is None or not stages[1].lossless or metric == "cosine":
+        if product is None:
             return None
         found = product()
         if found is None or any(len(points) != 16 for _, points in found):
