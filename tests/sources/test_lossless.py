@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from laconic import lossless
-from laconic.core.errors import BadConfig, CodecError, CorruptStream
-from laconic.sources.lossless.levels import LEVELS, memory_bytes
+from laconic.core.errors import BadConfig, BadInput, CodecError, CorruptStream, ModelMismatch
+from laconic.sources.lossless.levels import LEVELS, ZSTD, decode_block, memory_bytes
 
 TEXT = b"It was the best of codes, it was the worst of codes; it was 1859 bytes. " * 4
 NOISE = np.random.default_rng(0).integers(0, 256, 70_000).astype(np.uint8).tobytes()
@@ -125,3 +125,91 @@ def test_no_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# Streams of version 1, whose levels 1 and 2 were DEFLATE.
+FIRST = (
+    "894c414201011400c3505b03900136f32c51284f2c5628c94855484a2d2e51c84f5348ce4f492dd651c844c894e717214959c3a40c2d4c2d15922a4b528bf"
+    "5143ca9640e006f2147bb0090012b681137"
+)
+
+
+def test_streams_of_version_1_are_still_read():
+    assert lossless.decompress(bytes.fromhex(FIRST)) == TEXT[: len(TEXT) // 2]
+
+
+def test_level_1_is_at_most_what_zstd_3_takes():
+    zstandard = pytest.importorskip("zstandard")
+    rng = np.random.default_rng(3)
+    words = [bytes(rng.integers(97, 123, rng.integers(2, 9)).astype(np.uint8)) for _ in range(3000)]
+    text = b" ".join(words[int(i)] for i in rng.zipf(1.3, 60_000) % 3000)
+    assert len(lossless.compress(text, level=1)) < len(zstandard.ZstdCompressor(level=3).compress(text))
+
+
+def _records(n):
+    return [b'{"name": "user%d", "id": %d, "mail": "user%d@example.org"}' % (i, i * 7919 % 1000, i) for i in range(n)]
+
+
+def test_dictionary():
+    samples = _records(4000)
+    learned = lossless.train_dictionary(samples, 4096)
+    assert len(learned) <= 4096
+    for level in (1, 2):
+        coded = lossless.compress(samples[7], level=level, dictionary=learned)
+        assert len(coded) < 0.6 * len(lossless.compress(samples[7], level=level))
+        assert lossless.decompress(coded, dictionary=learned) == samples[7]
+        for other in (None, learned[:-1]):
+            with pytest.raises(ModelMismatch):
+                lossless.decompress(coded, dictionary=other)
+    plain = lossless.compress(samples[7], level=1)
+    assert lossless.decompress(plain, dictionary=learned) == samples[7]
+    with pytest.raises(BadConfig, match="dictionary"):
+        lossless.compress(b"x", level=5, dictionary=learned)
+    with pytest.raises(BadInput, match="no dictionary"):
+        lossless.train_dictionary([b"one"])
+
+
+def test_a_frame_that_claims_a_size_is_refused_before_it_is_taken():
+    lie = bytes([0b11000000]) + (1 << 60).to_bytes(8, "little")
+    with pytest.raises(CorruptStream, match="begins otherwise"):
+        decode_block(ZSTD, lie, 100, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_zeros_through_a_pipe_in_bounded_memory():
+    """512 MB by way of `compress | decompress`: neither side may hold more than a few blocks."""
+    work = (
+        "import sys\nfrom laconic import lossless\n{}\n"
+        "print([int(x.split()[1]) >> 10 for x in open('/proc/self/status') if x.startswith('VmHWM')][0], file=sys.stderr)"
+    )
+    pack = "w = lossless.Writer(sys.stdout.buffer, 1)\nfor _ in range(512): w.write(bytes(1 << 20))\nw.close()"
+    read = "n = sum(len(p) for p in iter(lambda: r.read(1 << 20), b''))"
+    unpack = f"import io; r = io.BufferedReader(lossless.Reader(sys.stdin.buffer))\n{read}; assert n == 512 << 20, n"
+    a = subprocess.Popen([sys.executable, "-c", work.format(pack)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    b = subprocess.run([sys.executable, "-c", work.format(unpack)], stdin=a.stdout, stderr=subprocess.PIPE, text=True)
+    said = a.communicate()[1]
+    assert a.returncode == b.returncode == 0, (said, b.stderr)
+    assert int(said) < 200 and int(b.stderr) < 200
+
+
+def test_numcodecs():
+    numcodecs = pytest.importorskip("numcodecs")
+    from laconic.sources.lossless.zarr import Laconic
+
+    numcodecs.register_codec(Laconic)
+    values = np.cumsum(np.random.default_rng(0).standard_normal(5000)).astype(np.float32).reshape(50, 100)
+    sizes = []
+    for settings in ({"level": 1}, {"level": 1, "typesize": 4}, {"level": 5, "typesize": 4}):
+        codec = numcodecs.get_codec({"id": "laconic", **settings})
+        assert numcodecs.get_codec(codec.get_config()) == codec
+        coded = codec.encode(values)
+        sizes.append(len(coded))
+        assert np.array_equal(np.frombuffer(codec.decode(coded), np.float32).reshape(values.shape), values)
+        out = np.empty_like(values)
+        codec.decode(coded, out=out)
+        assert np.array_equal(out, values)
+    assert sizes[0] > sizes[1]
+    with pytest.raises(BadConfig):
+        Laconic(typesize=0)
+    with pytest.raises(BadInput):
+        Laconic(typesize=4).encode(b"abc")

@@ -29,6 +29,11 @@ class Options(NamedTuple):
     quiet: bool = False
     limit_bytes: int = 1 << 40
     limit_memory: int = 1 << 30
+    dictionary: str | None = None
+
+    def shared(self) -> bytes | None:
+        """The dictionary's bytes."""
+        return None if self.dictionary is None else Path(self.dictionary).read_bytes()
 
 
 FLAGS = ("--force", "--rm", "--stdout", "--quiet", "--long", "--resume", "--dry-run")  # that take no value
@@ -85,7 +90,7 @@ def compress(source: str, options: Options) -> None:
     with _opened(source) as f, _target(source, source + SUFFIX, options) as out:
         counted = _Counted(out)
         n = 0
-        with Writer(counted, options.level, _threads(options)) as writer:  # type: ignore[arg-type]
+        with Writer(counted, options.level, _threads(options), options.shared()) as writer:  # type: ignore[arg-type]
             while piece := f.read(_PIECE):
                 n += writer.write(piece)
     _finished(source, options, f"{n:,} -> {counted.n_bytes:,} bytes")
@@ -98,7 +103,7 @@ def decompress(source: str, options: Options) -> None:
     name = source[: -len(SUFFIX)] if source.endswith(SUFFIX) else source + ".out"
     with _opened(source) as f, _target(source, name, options) as out:
         n = 0
-        for chunk in chunks(f, _threads(options), options.limit_bytes, options.limit_memory):
+        for chunk in chunks(f, _threads(options), options.limit_bytes, options.limit_memory, options.shared()):
             n += out.write(chunk)
     _finished(source, options, f"{n:,} bytes")
 
@@ -108,7 +113,7 @@ def test(source: str, options: Options) -> None:
     from ..sources.lossless.stream import chunks
 
     with _opened(source) as f:
-        n = sum(map(len, chunks(f, _threads(options), options.limit_bytes, options.limit_memory)))
+        n = sum(map(len, chunks(f, _threads(options), options.limit_bytes, options.limit_memory, options.shared())))
     if not options.quiet:
         print(f"{source}: {n:,} bytes, whole", file=sys.stderr)
 
@@ -118,9 +123,23 @@ def listing(source: str, options: Options) -> None:
     from ..sources.lossless.stream import info
 
     with _opened(source) as f:
-        said = info(f)
+        said = info(f, options.shared())
     print(f"{source}: level {said.level}, {said.n_blocks} blocks, {said.n_coded:,} of {said.n_bytes:,} bytes, "
           f"decoding takes {said.n_memory / (1 << 20):.0f} MiB a thread")  # fmt: skip
+
+
+def train_dictionary(sources: list[str], output: str, n_bytes: int, options: Options) -> None:
+    """A dictionary of what small files have in common."""
+    from ..sources.archive import atomic
+    from ..sources.files import refuse_overwrite
+    from ..sources.lossless import stream
+
+    refuse_overwrite(Path(output), options.force)
+    learned = stream.train_dictionary([Path(s).read_bytes() for s in sources], n_bytes)
+    with atomic(Path(output)) as f:
+        f.write(learned)
+    if not options.quiet:
+        print(f"{output}: {len(learned):,} bytes from {len(sources)} files", file=sys.stderr)
 
 
 class _Counted:

@@ -56,6 +56,13 @@ Bits = Annotated[
     float | None,
     typer.Option("--bits", help="Bits per value (pictures: per pixel) of what is coded with loss."),
 ]
+BaseFile = Annotated[
+    str | None,
+    typer.Option("--base", help="File or folder of arrays that the reader has as well: differences are coded."),
+]
+Dictionary = Annotated[
+    str | None, typer.Option("-D", "--dictionary", help="Streams of levels 1 and 2: a file of train-dictionary.")
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the rows to this file.")]
 
 
@@ -75,8 +82,10 @@ def compress(
     kept: Annotated[bool, typer.Option("-k", help="Keep the input; it is kept anyway, unless --rm.")] = False,
     long: Annotated[bool, typer.Option("--long", help="The largest blocks: level 9.")] = False,
     limit_memory: Memory = 1 << 30,
+    dictionary: Dictionary = None,
     recipe: Recipe = None,
     bits: Bits = None,
+    base: BaseFile = None,
     max_bytes: Annotated[int | None, typer.Option("--max-bytes", help="Size of the whole output at most.")] = None,
     calibrate: Annotated[
         list[str] | None, typer.Option("--calibrate", help="Models: text that calibration reads; may be repeated.")
@@ -101,15 +110,22 @@ def compress(
     sources = sources or ["-"]
     level = 9 if long and level is None else level
     options = lossless.Options(
-        level or 5, 1 if threads is None else threads, output, stdout, force, rm, quiet, limit_memory=limit_memory
-    )
+        level or 5, 1 if threads is None else threads, output, stdout, force, rm, quiet, limit_memory=limit_memory,
+        dictionary=dictionary,
+    )  # fmt: skip
     if decode or test or list_:
         job = lossless.listing if list_ else lossless.test if test else lossless.decompress
-        if decode and len(sources) == 1 and not lossless.is_stream(sources[0]):
+        if decode and dictionary is None and len(sources) == 1 and not lossless.is_stream(sources[0]):
             return decompress(sources[0], output, force=force, rm=rm, stdout=stdout, quiet=quiet)
         return lossless.each(sources, job, options)
-    if level is not None or threads is not None or len(sources) > 1:
-        for said, name in ((recipe, "--recipe"), (bits, "--bits"), (max_bytes, "--max-bytes"), (dry_run, "--dry-run")):
+    if level is not None or threads is not None or dictionary is not None or len(sources) > 1:
+        for said, name in (
+            (base, "--base"),
+            (recipe, "--recipe"),
+            (bits, "--bits"),
+            (max_bytes, "--max-bytes"),
+            (dry_run, "--dry-run"),
+        ):
             if said:
                 raise BadConfig(f"{name} and a level exclude each other: a level codes bytes without loss")
         return lossless.each(sources, lossless.compress, options)
@@ -117,7 +133,7 @@ def compress(
     from ..sources import files
     from .models import compress_model, is_model
 
-    if is_model(source, output, recipe) and not (stdout or max_bytes):
+    if is_model(source, output, recipe) and not (stdout or max_bytes or base):
         with _progress(quiet or dry_run) as tick:
             return compress_model(
                 source, output, recipe, bits, calibrate or [], keep or [], resume, dry_run, force, quiet, json_, tick
@@ -136,7 +152,7 @@ def compress(
         raise BadConfig("no input: standard input is a terminal")
     with _progress(quiet) as tick:
         report = files.compress(
-            taken, target, recipe=recipe, bits=bits, max_bytes=max_bytes, force=force, progress=tick
+            taken, target, recipe=recipe, bits=bits, max_bytes=max_bytes, base=base, force=force, progress=tick
         )
     if not quiet:
         _show_report(report)
@@ -148,13 +164,14 @@ def compress(
 def decompress(
     source: Input, output: Output = None, limit_bytes: Limit = 1 << 32, force: Force = False, rm: Remove = False,
     stdout: Stdout = False, quiet: Quiet = False, threads: Threads = None, limit_memory: Memory = 1 << 30,
+    base: BaseFile = None, dictionary: Dictionary = None,
 ) -> None:  # fmt: skip
     """Make the file or folder again."""
     from . import lossless
 
     if lossless.is_stream(source):
         n_threads = 1 if threads is None else threads
-        asked = (5, n_threads, output, stdout, force, rm, quiet, limit_bytes, limit_memory)
+        asked = (5, n_threads, output, stdout, force, rm, quiet, limit_bytes, limit_memory, dictionary)
         return lossless.decompress(source, lossless.Options(*asked))
     from ..sources import files
 
@@ -162,7 +179,9 @@ def decompress(
     target: Any = sys.stdout.buffer if to_stdout else output
     taken: Any = sys.stdin.buffer if source == "-" else source
     with _progress(quiet) as tick:
-        where = files.decompress(taken, target, force=force, limit_bytes=limit_bytes, progress=tick)
+        where = files.decompress(
+            taken, target, force=force, limit_bytes=limit_bytes, base=base, threads=threads or 1, progress=tick
+        )
     if not quiet and not to_stdout:
         _say(f"{source} -> {where}")
     if rm and not to_stdout and source != "-":
@@ -203,6 +222,7 @@ def info(
 def verify(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A .lac file, or the folder of a compressed model.")],
     limit_bytes: Limit = 1 << 32,
+    base: BaseFile = None,
 ) -> None:
     """Decode everything and keep nothing; exit 1 if anything is wrong."""
     from ..sources import files
@@ -215,7 +235,21 @@ def verify(
 
     if lossless.is_stream(str(source)):
         return lossless.test(str(source), lossless.Options(limit_bytes=limit_bytes))
-    _say(f"{source}: {files.verify(source, limit_bytes=limit_bytes)} packets, all whole")
+    _say(f"{source}: {files.verify(source, limit_bytes=limit_bytes, base=base)} packets, all whole")
+
+
+@app.command("train-dictionary")
+def train_dictionary(
+    sources: Annotated[list[str], typer.Argument(metavar="IN…", help="Small files of one kind, some hundred.")],
+    output: Annotated[str, typer.Option("-o", "--output", help="The dictionary.")] = "dictionary",
+    n_bytes: Annotated[int, typer.Option("--max-bytes", help="Its size at most.")] = 112_640,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn what small files have in common, for compress -D and decompress -D."""
+    from . import lossless
+
+    lossless.train_dictionary(sources, output, n_bytes, lossless.Options(force=force, quiet=quiet))
 
 
 @app.command()
@@ -266,8 +300,11 @@ def bench_weights(
 
 @bench_app.command("lossless")
 def bench_lossless(
-    sources: Annotated[list[Path], typer.Argument(metavar="FILES", help="Files to measure on.")],
+    sources: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILES", help="Files to measure on; without any, the rows of --only.")
+    ] = None,
     json_: Json = None,
+    only: Annotated[str | None, typer.Option("--only", help="Measurements whose name contains this.")] = None,
     levels: Annotated[str, typer.Option("--levels", help="Levels to measure, such as 1,5,9.")] = "1,5,9",
     peers: Annotated[
         str, typer.Option("--peers", help="Peers to run, by name; all that are installed by default.")
@@ -275,6 +312,12 @@ def bench_lossless(
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw size against speed into this file.")] = None,
 ) -> None:
     """Size and speed both ways beside gzip, bzip2, xz, zstd, brotli, 7-Zip's PPMd and zpaq; every decode verified."""
+    if not sources:
+        from ..bench.lossless_tensors import SUITE
+        from ..bench.rows import run_suite
+
+        run_suite(SUITE, json_, only)
+        return
     from ..bench.lossless import run
 
     run(sources, json_, [int(n) for n in levels.split(",") if n], [p for p in peers.split(",") if p], plot)

@@ -39,7 +39,8 @@ MAX_HEADER = 1 << 20
 WORKING_BYTES = 16 << 20
 DEFAULT_LIMIT = 1 << 32  # bytes decoded from one packet, unless the caller allows more
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "uint8": 1, "int8": 1, "uint16": 2, "int16": 2,
-              "uint32": 4, "int32": 4, "uint64": 8, "int64": 8, "bool": 1, "bytes": 1}  # fmt: skip
+              "uint32": 4, "int32": 4, "uint64": 8, "int64": 8, "bool": 1, "bytes": 1, "float8_e4m3fn": 1,
+              "float8_e5m2": 1}  # fmt: skip
 
 
 class Ledger(NamedTuple):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Order is the wire's: a dtype is sent as its place here.
 DTYPES = ("float16", "bfloat16", "float32", "float64", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64",
-          "int64", "bool")  # fmt: skip
+          "int64", "bool", "float8_e4m3fn", "float8_e5m2")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,17 @@ class Reader:
             self.sums.update(n.to_bytes(8, "little"))
             yield self._take(n)
 
+    def skip(self, item: Item) -> Iterator[tuple[int, int]]:
+        """Where the packets of the next item are, without reading them: (place, bytes). The source must be seekable."""
+        end = os.fstat(self.source.fileno()).st_size
+        for _ in range(item.chunks):
+            n, at = self._varint(), self.source.tell()
+            if at + n > end:
+                raise CorruptStream(f"a packet of {n:,} bytes, {end - at:,} are left")
+            self.sums.update(n.to_bytes(8, "little"))
+            self.source.seek(n, 1)
+            yield at, n
+
     def finish(self) -> None:
         """Check that the file ends here, as it was written."""
         if self._take(4) != self.sums.digest():

@@ -6,12 +6,14 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from ..core import packet as packets
 from ..core.errors import BadConfig, BadInput, CorruptStream
 from ..core.packet import DEFAULT_LIMIT, Codec
 from . import archive, formats
-from .pick import LOSSLESS_ARRAY, Choice, pick
+from .pick import LOSSLESS_ARRAY, LOSSLESS_DELTA, Choice, pick
 
 SUFFIX = ".lac"
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, what
@@ -88,12 +90,30 @@ def _sources(path: Path) -> list[formats.Source]:
     return [formats.open_source(path, path.name)]
 
 
+class Base:
+    """Arrays that the reader has as well: a file or folder whose items are found by path and name."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        sources = _sources(Path(path))
+        self._one = len(sources) == 1
+        self._known = {(s.path, c.item.name): c for s in sources for c in s.contents if c.item.dtype != "bytes"}
+
+    def codec(self, path: str, item: archive.Item, i: int) -> Codec | None:
+        """Differences to this item's chunk `i`; None where the base has no such array."""
+        held = [c for (p, name), c in self._known.items() if name == item.name and (self._one or p == path)]
+        if len(held) != 1 or (held[0].item.dtype, held[0].item.shape) != (item.dtype, item.shape):
+            return None
+        chunk = held[0].read(i)
+        return packets.codec(LOSSLESS_DELTA).fit(chunk) if _numel(chunk) else None
+
+
 @dataclass(frozen=True)
 class Plan:
     """What will be coded, and how."""
 
     sources: tuple[formats.Source, ...]
     choices: dict[tuple[str, str], Choice]
+    base: Base | None = None
 
     def pairs(self) -> Iterator[tuple[formats.Source, formats.Content, Choice]]:
         """Every item with its source and its recipe."""
@@ -135,6 +155,7 @@ def compress(
     recipe: str | None = None,
     bits: float | None = None,
     max_bytes: int | None = None,
+    base: str | PathLike[str] | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -144,6 +165,8 @@ def compress(
     out: path or binary stream; `path` + ".lac" by default.
     recipe: an id, or "lossless"; chosen by what the input is when None. bits: bits per value of lossy items.
     max_bytes: the whole file's size at most; the rate is found by measuring.
+    base: a file or folder with arrays of the same names, which `decompress` will be given too: arrays that are kept without
+    loss, then all unless a recipe is named, are coded as differences to it.
     Raises BadInput, BadConfig, FileExistsError; nothing is left behind when it does.
     """
     start = time.perf_counter()
@@ -153,7 +176,9 @@ def compress(
         sources, name = _sources(Path(path)), str(path)
     if bits is not None and max_bytes is not None:
         raise BadConfig("give bits or max_bytes, not both")
-    todo = _plan(sources, recipe, bits)
+    if base is not None:
+        recipe = recipe or "lossless"
+    todo = replace(_plan(sources, recipe, bits), base=None if base is None else Base(base))
     if out is None:
         if name == "stdin":
             raise BadConfig("give a name or a stream for what is read from a stream")
@@ -226,7 +251,10 @@ def _write(todo: Plan, out: IO[bytes], progress: Progress | None) -> tuple[int, 
         for i in range(content.item.chunks):
             if progress:
                 progress(done + tally.in_bytes, total, tally.name)
-            tally.add(writer, content.read(i))
+            near = (
+                todo.base.codec(source.path, content.item, i) if todo.base and choice.recipe == LOSSLESS_ARRAY else None
+            )
+            tally.add(writer, content.read(i), near)
         rows.append(tally.row())
         done += content.n_bytes
     writer.finish()
@@ -248,9 +276,15 @@ class _Tally:
         self.encode_seconds = self.decode_seconds = 0.0
         self.note = ""
 
-    def add(self, writer: archive.Writer, chunk: Any) -> None:
+    def add(self, writer: archive.Writer, chunk: Any, near: Codec | None = None) -> None:
         try:
             packet, codec = self._encode(chunk, self.codec)
+            if near is not None:
+                start = time.perf_counter()
+                differences = near.encode(chunk, embed=False)
+                self.encode_seconds += time.perf_counter() - start
+                if len(differences) < len(packet):
+                    packet, codec = differences, near
         except BadInput as e:
             if self.codec.stage.lossless:
                 raise
@@ -312,13 +346,35 @@ def _bits(t: Any) -> Any:
     return t.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _decoded(reader: archive.Reader, entry: archive.Entry, limit_bytes: int) -> Iterator[Any]:
-    """The chunks of one file of the archive, each checked against the table."""
-    for item in entry.items:
-        for i, packet in enumerate(reader.packets(item)):
-            chunk = packets.decode(packet, limit_bytes=limit_bytes)
-            _check(chunk, item, i)
-            yield chunk
+class _Given(NamedTuple):
+    """How packets are decoded: what they may take, what they are differences to, how many at once."""
+
+    limit_bytes: int
+    base: Base | None = None
+    threads: int = 1
+
+
+def _chunk(given: _Given, path: str, item: archive.Item, i: int, packet: bytes) -> Any:
+    near = given.base.codec(path, item, i) if given.base else None
+    chunk = packets.decode(packet, model=near, limit_bytes=given.limit_bytes)
+    _check(chunk, item, i)
+    return chunk
+
+
+def _decoded(reader: archive.Reader, entry: archive.Entry, given: _Given) -> Iterator[Any]:
+    """The chunks of one file of the archive, each checked against the table; at most threads + 1 are held."""
+    coded = ((item, i, packet) for item in entry.items for i, packet in enumerate(reader.packets(item)))
+    if given.threads == 1:
+        yield from (_chunk(given, entry.path, *c) for c in coded)
+        return
+    flying: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(given.threads, "laconic") as pool:
+        for c in coded:
+            flying.append(pool.submit(_chunk, given, entry.path, *c))
+            if len(flying) > given.threads:
+                yield flying.popleft().result()
+        while flying:
+            yield flying.popleft().result()
 
 
 def _check(chunk: Any, item: archive.Item, i: int) -> None:
@@ -341,28 +397,34 @@ def decompress(
     *,
     force: bool = False,
     limit_bytes: int = DEFAULT_LIMIT,
+    base: str | PathLike[str] | None = None,
+    threads: int = 1,
     progress: Progress | None = None,
 ) -> str:
     """Make the file or folder again from a `.lac` file; returns where it went.
 
-    limit_bytes: refuse chunks that decode to more. Raises CorruptStream (nothing is left behind), FileExistsError.
+    limit_bytes: refuse chunks that decode to more. base: as `compress` was given it; ModelMismatch is raised where it is
+    missing or another. threads: chunks decoded at once. Raises CorruptStream (nothing is left behind), FileExistsError.
     """
+    if not 1 <= threads <= 256:
+        raise BadConfig(f"{threads} threads; 1 to 256 are right")
+    given = _Given(limit_bytes, None if base is None else Base(base), threads)
     if hasattr(path, "read"):
-        return _restore(path, "stdin", out, force, limit_bytes, progress)
+        return _restore(path, "stdin", out, force, given, progress)
     source = Path(path)
     if not source.is_file():
         raise BadInput(f"{source}: no such file")
     with open(source, "rb") as f:
-        return _restore(f, str(source), out, force, limit_bytes, progress)
+        return _restore(f, str(source), out, force, given, progress)
 
 
-def _restore(f: IO[bytes], name: str, out: Any, force: bool, limit: int, progress: Progress | None) -> str:
+def _restore(f: IO[bytes], name: str, out: Any, force: bool, given: _Given, progress: Progress | None) -> str:
     reader = archive.Reader(f)
     single = len(reader.entries) == 1 and "/" not in reader.entries[0].path
     if hasattr(out, "write"):
         if not single:
             raise BadConfig(f"{name} holds {len(reader.entries)} files; a stream takes one")
-        formats.write_entry(out, reader.entries[0], _decoded(reader, reader.entries[0], limit))
+        formats.write_entry(out, reader.entries[0], _decoded(reader, reader.entries[0], given))
         reader.finish()
         return getattr(out, "name", "stdout")
     stem = Path(name.removesuffix(SUFFIX)) if name.endswith(SUFFIX) else None
@@ -373,7 +435,7 @@ def _restore(f: IO[bytes], name: str, out: Any, force: bool, limit: int, progres
         target = Path(out) if out is not None else Path(formats.output_name(replace(entry, path=str(stem))))
         refuse_overwrite(target, force)
         with archive.atomic(target) as g:
-            formats.write_entry(g, entry, _decoded(reader, entry, limit))
+            formats.write_entry(g, entry, _decoded(reader, entry, given))
             reader.finish()
         return str(target)
     folder = Path(out) if out is not None else stem
@@ -387,7 +449,7 @@ def _restore(f: IO[bytes], name: str, out: Any, force: bool, limit: int, progres
             target = part / formats.output_name(entry)
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(target, "xb") as g:
-                formats.write_entry(g, entry, _decoded(reader, entry, limit))
+                formats.write_entry(g, entry, _decoded(reader, entry, given))
         reader.finish()
     return str(folder)
 
@@ -416,16 +478,63 @@ def info(path: str | PathLike[str] | bytes) -> FileInfo | packets.Info:
     return FileInfo(str(source), size, tuple(reader.entries), tuple(found), roles)
 
 
-def verify(path: str | PathLike[str], *, limit_bytes: int = DEFAULT_LIMIT) -> int:
+def verify(
+    path: str | PathLike[str], *, limit_bytes: int = DEFAULT_LIMIT, base: str | PathLike[str] | None = None
+) -> int:
     """Decode everything and keep nothing; returns the number of packets. Raises what `decompress` would."""
+    given = _Given(limit_bytes, None if base is None else Base(base))
     source = Path(path)
     if not source.is_file():
         raise BadInput(f"{source}: no such file")
     with open(source, "rb") as f:
         reader = archive.Reader(f)
-        n = sum(1 for entry in reader.entries for _ in _decoded(reader, entry, limit_bytes))
+        n = sum(1 for entry in reader.entries for _ in _decoded(reader, entry, given))
         reader.finish()
     return n
+
+
+class Tensors(Mapping[str, Any]):
+    """The arrays of a `.lac` file by name, each decoded alone when it is asked for; the rest of the file is not read.
+
+    base: as `compress` was given it. Raises CorruptStream, ModelMismatch, KeyError.
+    Of an archive of several files, names are `path/name`.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        base: str | PathLike[str] | None = None,
+        limit_bytes: int = DEFAULT_LIMIT,
+    ) -> None:
+        self._given, self._path = _Given(limit_bytes, None if base is None else Base(base)), Path(path)
+        if not self._path.is_file():
+            raise BadInput(f"{path}: no such file")
+        with open(self._path, "rb") as f:
+            reader = archive.Reader(f)
+            several = len(reader.entries) > 1
+            self._items: dict[str, tuple[str, archive.Item, list[tuple[int, int]]]] = {}
+            for entry in reader.entries:
+                for item in entry.items:
+                    name = "/".join(p for p in (entry.path if several else "", item.name) if p)
+                    self._items[name] = entry.path, item, list(reader.skip(item))
+
+    def __getitem__(self, name: str) -> Any:
+        import torch
+
+        path, item, spans = self._items[name]
+        with open(self._path, "rb") as f:
+            chunks = []
+            for i, (at, n) in enumerate(spans):
+                f.seek(at)
+                chunks.append(_chunk(self._given, path, item, i, f.read(n)))
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks) if item.dtype == "bytes" else torch.cat(chunks)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
 
 
 def is_terminal(stream: IO[Any]) -> bool:

@@ -27,7 +27,8 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tif
 # safetensors' names for dtypes, and ours
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
                       "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "U16": "uint16", "U32": "uint32",
-                      "U64": "uint64", "BOOL": "bool"}  # fmt: skip
+                      "U64": "uint64", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn",
+                      "F8_E5M2": "float8_e5m2"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def open_source(path: Path, name: str) -> Source:
         return _open_safetensors(path, name)
     if suffix in (".npy", ".npz"):
         return _open_numpy(path, name)
+    if suffix == ".gguf":
+        return _open_gguf(path, name)
     if suffix in IMAGE_SUFFIXES:
         return _open_image(path, name)
     return open_bytes(path, name)
@@ -172,6 +175,56 @@ def _open_numpy(path: Path, name: str) -> Source:
     return Source(name, path.suffix.lower()[1:], {}, [content(k) for k in names])
 
 
+def _open_gguf(path: Path, name: str) -> Source:
+    """A GGUF file: what lies before, between and behind the tensors as bytes, floats as arrays, blocks as uint8 rows."""
+    import torch
+
+    try:
+        import gguf
+    except ImportError:  # an extra of the installation; without it the file is bytes like any other
+        return open_bytes(path, name)
+    try:
+        tensors = gguf.GGUFReader(path).tensors
+        found = sorted((int(t.data_offset), int(t.n_bytes), t.tensor_type.name, t.name) for t in tensors)
+    except (ValueError, KeyError, IndexError, OverflowError, OSError) as e:
+        raise BadInput(f"{path} is no GGUF file: {e}") from None
+    size, at, contents = path.stat().st_size, 0, []
+
+    def raw(start: int, n_bytes: int) -> bytes:
+        with open(path, "rb") as f:
+            f.seek(start)
+            return f.read(n_bytes)
+
+    def gap(start: int, end: int) -> None:
+        if end > start:
+            item = Item(f"bytes {start}", "bytes", (end - start,), 1)
+            contents.append(Content(item, lambda i: raw(start, end - start)))
+
+    def array(start: int, n_bytes: int, kind: str, title: str) -> None:
+        dtype = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}.get(kind, "uint8")
+        block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][1] if dtype == "uint8" else 1
+        shape = (n_bytes // block, block) if dtype == "uint8" else (n_bytes // ITEM_BYTES[dtype],)
+        item = _array_item(title, dtype, shape)
+        row = ITEM_BYTES[dtype] * math.prod(shape[1:])
+
+        def read(i: int) -> Any:
+            a, b = _span(item, i)
+            data = torch.frombuffer(bytearray(raw(start + a * row, (b - a) * row)), dtype=torch.uint8)
+            return data.view(getattr(torch, dtype)).reshape(b - a, *shape[1:])
+
+        contents.append(Content(item, read))
+
+    for start, n_bytes, kind, title in found:
+        if start < at or start + n_bytes > size:
+            raise BadInput(f"{path}: tensor {title!r} at {start:,} overlaps another or the end")
+        gap(at, start)
+        if n_bytes:
+            array(start, n_bytes, kind, title)
+        at = start + n_bytes
+    gap(at, size)
+    return Source(name, "gguf", {}, contents)
+
+
 def _dtype_name(a: np.ndarray) -> str:
     return a.dtype.name if a.dtype.kind in "fiub" else a.dtype.str
 
@@ -202,7 +255,7 @@ def output_name(entry: Entry) -> str:
 def write_entry(out: IO[bytes], entry: Entry, chunks: Iterator[Any]) -> None:
     """Make the file again. chunks: the decoded chunks of all items in order."""
     writers = {"bytes": _write_bytes, "safetensors": _write_safetensors, "npy": _write_npy, "npz": _write_npz,
-               "image": _write_image}  # fmt: skip
+               "image": _write_image, "gguf": _write_gguf}  # fmt: skip
     if entry.format not in writers:
         raise CorruptStream(f"format {entry.format!r}; known are {', '.join(writers)}")
     writers[entry.format](out, entry, chunks)
@@ -211,6 +264,11 @@ def write_entry(out: IO[bytes], entry: Entry, chunks: Iterator[Any]) -> None:
 def _write_bytes(out: IO[bytes], entry: Entry, chunks: Iterator[Any]) -> None:
     for chunk in chunks:
         out.write(chunk)
+
+
+def _write_gguf(out: IO[bytes], entry: Entry, chunks: Iterator[Any]) -> None:
+    for chunk in chunks:
+        out.write(chunk if isinstance(chunk, bytes) else _raw(chunk))
 
 
 def _raw(chunk: Any) -> bytes:

@@ -13,7 +13,9 @@ from .archive import Item
 
 DEFAULT_BITS = {"weights": 4.0, "images": 1.0}
 SMALL = 4096  # values; below it side information outweighs what a lossy codec saves
-LOSSLESS_ARRAY = "planes"
+LOSSLESS_ARRAY = "tensors"
+LOSSLESS_DELTA = "tensors-delta"
+ARRAY_RECIPES = ("planes", LOSSLESS_ARRAY, LOSSLESS_DELTA)
 LOSSLESS_BYTES = "bytes-mix"
 LOSSY_MATRIX = "ectcq"
 LOSSY_IMAGE = "dct-rdo"
@@ -55,7 +57,7 @@ def lossy_worthwhile(item: Item, format: str) -> bool:
 def pick(item: Item, format: str, recipe: str | None, bits: float | None) -> Choice:
     """The recipe for one item. A named recipe takes every item it can; what it cannot take is kept without loss."""
     if item.dtype == "bytes":
-        named = recipe not in (None, "lossless", LOSSLESS_ARRAY) and _domain(str(recipe)) == "lossless"
+        named = recipe not in (None, "lossless", *ARRAY_RECIPES) and _domain(str(recipe)) == "lossless"
         return Choice(str(recipe) if named else LOSSLESS_BYTES)
     if recipe in (LOSSLESS_ARRAY, "lossless") or not lossy_worthwhile(item, format):
         return Choice(LOSSLESS_ARRAY)

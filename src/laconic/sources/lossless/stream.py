@@ -1,8 +1,11 @@
 """Streams of blocks: what `laconic.lossless` and `laconic compress -5` write.
 
-    magic (4) | version (1) | level (1) | log2 of the block (1) | u32 xxh32 of these
+    magic (4) | version (1) | level (1) | log2 of the block (1) | u32 xxh32 of these, and of the dictionary where there is one
     blocks:  method (1) | varint bytes | varint bytes of payload | payload | u32 xxh32(all of these, the decoded bytes)
     end:     0 | varint bytes in all | u32 xxh32(end's number, then the checksums of all blocks)
+
+Version 2 codes levels 1 and 2 by zstd; version 1, which is read but not written, by DEFLATE. Version 3 is version 2 with a
+dictionary, which the reader must have.
 
 Streams may follow each other, as files do with `cat`. Blocks do not know each other: they are coded in any number of
 threads, which changes no byte, and decoded with at most (threads + 1) blocks held.
@@ -18,12 +21,12 @@ from typing import IO, NamedTuple
 
 import xxhash
 
-from ...core.errors import BadConfig, CorruptStream, decode_budget
+from ...core.errors import BadConfig, BadInput, CorruptStream, ModelMismatch, decode_budget
 from ...core.wire import Numbers, write_varint
-from .levels import END, LEVELS, decode_block, encode_block, level, memory_bytes
+from .levels import DEFLATE, END, FIRST_LEVELS, LEVELS, ZSTD, decode_block, encode_block, level, memory_bytes
 
 MAGIC = b"\x89LAB"
-VERSION = 1
+DEFLATES, VERSION, WITH_DICTIONARY = 1, 2, 3  # versions
 LIMIT_BYTES = 1 << 40
 LIMIT_MEMORY = 1 << 30
 
@@ -36,6 +39,7 @@ class Block(NamedTuple):
     payload: bytes
     check: bytes
     level: int
+    dictionary: bytes | None
 
 
 def _check(*parts: bytes) -> bytes:
@@ -58,9 +62,9 @@ def _threads(threads: int) -> int:
     return threads
 
 
-def _coded(raw: bytes, n: int) -> tuple[bytes, bytes]:
+def _coded(raw: bytes, n: int, dictionary: bytes | None) -> tuple[bytes, bytes]:
     """A block on the wire, and its checksum."""
-    method, payload = encode_block(raw, n)
+    method, payload = encode_block(raw, n, dictionary)
     head = _head(method, len(raw), len(payload))
     check = _check(head, payload, raw)
     return head + payload + check, check
@@ -68,7 +72,7 @@ def _coded(raw: bytes, n: int) -> tuple[bytes, bytes]:
 
 def _plain(block: Block) -> bytes:
     with decode_budget(memory_bytes(block.level, block.n_bytes)):
-        raw = decode_block(block.method, block.payload, block.n_bytes, block.level)
+        raw = decode_block(block.method, block.payload, block.n_bytes, block.level, block.dictionary)
     head = _head(block.method, block.n_bytes, len(block.payload))
     if _check(head, block.payload, raw) != block.check:
         raise CorruptStream("a block whose checksum is not that of its bytes")
@@ -78,16 +82,19 @@ def _plain(block: Block) -> bytes:
 class Writer(io.RawIOBase):
     """A binary stream that compresses what is written to it; `close` ends the stream and leaves `out` open."""
 
-    def __init__(self, out: IO[bytes], level: int = 5, threads: int = 1) -> None:
+    def __init__(self, out: IO[bytes], level: int = 5, threads: int = 1, dictionary: bytes | None = None) -> None:
         chosen = LEVELS.get(level)
         if chosen is None:
             raise BadConfig(f"level {level}; 1 (fast) to 9 (small) are right")
+        if dictionary is not None and (chosen.method != ZSTD or not dictionary):
+            raise BadConfig(f"a dictionary of {len(dictionary):,} bytes at level {level}; levels 1 and 2 take one")
+        self._dictionary = dictionary
         self._out, self._level, self._room = out, level, 1 << chosen.block_bits
         self._pool = ThreadPoolExecutor(threads, "laconic") if _threads(threads) > 1 else None
         self._ahead, self._flying = threads + 1, deque[Future[tuple[bytes, bytes]]]()
         self._held, self._n_bytes, self._digest = bytearray(), 0, xxhash.xxh32()
-        head = MAGIC + bytes([VERSION, level, chosen.block_bits])
-        out.write(head + xxhash.xxh32(head).digest())
+        head = MAGIC + bytes([VERSION if dictionary is None else WITH_DICTIONARY, level, chosen.block_bits])
+        out.write(head + _check(head, dictionary or b""))
 
     def writable(self) -> bool:
         return True
@@ -109,8 +116,8 @@ class Writer(io.RawIOBase):
         self._held.clear()
         self._n_bytes += len(raw)
         if self._pool is None:
-            return self._put(*_coded(raw, self._level))
-        self._flying.append(self._pool.submit(_coded, raw, self._level))
+            return self._put(*_coded(raw, self._level, self._dictionary))
+        self._flying.append(self._pool.submit(_coded, raw, self._level, self._dictionary))
         while len(self._flying) > self._ahead:
             self._put(*self._flying.popleft().result())
 
@@ -166,29 +173,36 @@ class _Wire(Numbers):
         return part
 
 
-def _header(wire: _Wire, first: bytes, limit_memory: int, threads: int) -> int:
-    """The level that a stream's head names; refused where its blocks would need too much memory."""
+def _header(wire: _Wire, first: bytes, dictionary: bytes | None) -> tuple[int, int]:
+    """(version, level) that a stream's head names."""
     head = first + wire.take(6)
     if head[:4] != MAGIC:
         raise CorruptStream(f"a stream that begins with {head[:4]!r}; {MAGIC!r} is right")
-    if wire.take(4) != xxhash.xxh32(head).digest():
-        raise CorruptStream("a head whose checksum is not that of its bytes")
     version, n, bits = head[4:]
-    if version != VERSION or n not in LEVELS or bits != LEVELS[n].block_bits:
-        raise CorruptStream(
-            f"version {version}, level {n}, blocks of 2^{bits} bytes; this reader knows version {VERSION}"
-        )
-    return n
+    shared = (dictionary or b"") if version == WITH_DICTIONARY else b""
+    if wire.take(4) != _check(head, shared):
+        if version == WITH_DICTIONARY:
+            raise ModelMismatch("the stream needs the dictionary it was made with, or its head is damaged")
+        raise CorruptStream("a head whose checksum is not that of its bytes")
+    levels = FIRST_LEVELS if version == DEFLATES else LEVELS
+    if not DEFLATES <= version <= WITH_DICTIONARY or n not in levels or bits != levels[n].block_bits:
+        raise CorruptStream(f"version {version}, level {n}, blocks of 2^{bits} bytes; this reader knows versions "
+                            f"{DEFLATES} to {WITH_DICTIONARY}")  # fmt: skip
+    return version, n
 
 
-def _blocks(wire: _Wire, limit_bytes: int, limit_memory: int, threads: int) -> Iterator[Block]:
+def _blocks(
+    wire: _Wire, limit_bytes: int, limit_memory: int, threads: int, dictionary: bytes | None = None
+) -> Iterator[Block]:
     """All blocks; every number is checked before it is believed."""
     in_all, first = 0, wire.ended()
     if not first:
         raise CorruptStream("an empty file is no stream")
     while first:
-        n = _header(wire, first, limit_memory, threads)
-        n_bytes, digest, most = 0, xxhash.xxh32(), 1 << level(n).block_bits
+        version, n = _header(wire, first, dictionary)
+        chosen = FIRST_LEVELS[n] if version == DEFLATES else level(n)
+        n_bytes, digest, most = 0, xxhash.xxh32(), 1 << chosen.block_bits
+        shared = dictionary if version == WITH_DICTIONARY else None
         while (method := wire.take(1)[0]) != END:
             size, n_payload = wire.varint(), wire.varint()
             if not 0 < size <= most or n_payload > size:
@@ -196,13 +210,15 @@ def _blocks(wire: _Wire, limit_bytes: int, limit_memory: int, threads: int) -> I
             in_all, n_bytes = in_all + size, n_bytes + size
             if in_all > limit_bytes:
                 raise CorruptStream(f"more than {limit_bytes:,} bytes; raise the limit if that is meant")
-            need = memory_bytes(n, size) if method == level(n).method else 4 * size
+            if method >= DEFLATE and method != chosen.method:
+                raise CorruptStream(f"a block of method {method} in a stream of level {n}")
+            need = memory_bytes(n, size) if method == chosen.method else 4 * size
             if need * threads > limit_memory:
                 raise CorruptStream(f"a block needs {need:,} bytes of memory in each of {threads} threads, "
                                     f"{limit_memory:,} are allowed; raise the limit or take fewer threads")  # fmt: skip
             payload, check = wire.take(n_payload), wire.take(4)
             digest.update(check)
-            yield Block(method, size, payload, check, n)
+            yield Block(method, size, payload, check, n, shared)
         end = _head(END, said := wire.varint())
         if wire.take(4) != _check(end, digest.digest()) or said != n_bytes:
             raise CorruptStream("the end of the stream does not fit what came before")
@@ -224,15 +240,20 @@ def _decoded(blocks: Iterable[Block], threads: int) -> Iterator[bytes]:
 
 
 def chunks(
-    source: IO[bytes], threads: int = 1, limit_bytes: int = LIMIT_BYTES, limit_memory: int = LIMIT_MEMORY
+    source: IO[bytes],
+    threads: int = 1,
+    limit_bytes: int = LIMIT_BYTES,
+    limit_memory: int = LIMIT_MEMORY,
+    dictionary: bytes | None = None,
 ) -> Iterator[bytes]:
     """The bytes of a stream, block by block, each checked before it is handed out.
 
     Raises
     ------
     CorruptStream: damaged, cut, or beyond a limit. limit_bytes: decoded bytes. limit_memory: memory of all threads.
+    ModelMismatch: made with a dictionary that is not the given one.
     """
-    return _decoded(_blocks(_Wire(source), limit_bytes, limit_memory, _threads(threads)), threads)
+    return _decoded(_blocks(_Wire(source), limit_bytes, limit_memory, _threads(threads), dictionary), threads)
 
 
 class Reader(io.RawIOBase):
@@ -277,24 +298,28 @@ class StreamInfo(NamedTuple):
     n_memory: int
 
 
-def info(source: IO[bytes]) -> StreamInfo:
+def info(source: IO[bytes], dictionary: bytes | None = None) -> StreamInfo:
     """Walk over the blocks without decoding them."""
     wire, n, n_blocks, n_bytes, memory = _Wire(source), 0, 0, 0, 0
-    for block in _blocks(wire, 1 << 62, 1 << 62, 1):
+    for block in _blocks(wire, 1 << 62, 1 << 62, 1, dictionary):
         n, n_blocks, n_bytes = block.level, n_blocks + 1, n_bytes + block.n_bytes
         own = block.method == level(n).method
         memory = max(memory, memory_bytes(n, block.n_bytes) if own else 4 * block.n_bytes)
     return StreamInfo(n, n_blocks, n_bytes, wire.at, memory)
 
 
-def compress(data: bytes | bytearray | memoryview, *, level: int = 5, threads: int = 1) -> bytes:
+def compress(
+    data: bytes | bytearray | memoryview, *, level: int = 5, threads: int = 1, dictionary: bytes | None = None
+) -> bytes:
     """Bytes to fewer bytes: levels 1 (fast) to 9 (small). The same bytes come out for every number of threads.
+
+    dictionary: what many small inputs have in common, see `train_dictionary`; at levels 1 and 2.
 
     >>> decompress(compress(b"to be or not to be" * 9, level=1)) == b"to be or not to be" * 9
     True
     """
     out = io.BytesIO()
-    with Writer(out, level, threads) as writer:
+    with Writer(out, level, threads, dictionary) as writer:
         writer.write(data)
     return out.getvalue()
 
@@ -305,14 +330,31 @@ def decompress(
     threads: int = 1,
     limit_bytes: int = 1 << 32,
     limit_memory: int = LIMIT_MEMORY,
+    dictionary: bytes | None = None,
 ) -> bytes:
     """The bytes again.
 
     Raises
     ------
     CorruptStream: damaged, cut, extended, or more than the limits allow.
+    ModelMismatch: made with a dictionary that is not the given one.
     """
-    return b"".join(chunks(io.BytesIO(data), threads, limit_bytes, limit_memory))
+    return b"".join(chunks(io.BytesIO(data), threads, limit_bytes, limit_memory, dictionary))
+
+
+def train_dictionary(samples: list[bytes], n_bytes: int = 112_640) -> bytes:
+    """What many small inputs have in common, at most `n_bytes`, for `dictionary=`: zstd's trainer.
+
+    Raises
+    ------
+    BadInput: samples that nothing can be learned from; some hundred, ten times the dictionary in all, are right.
+    """
+    import zstandard
+
+    try:
+        return zstandard.train_dictionary(n_bytes, samples, level=LEVELS[1].setting).as_bytes()
+    except (zstandard.ZstdError, ValueError) as e:
+        raise BadInput(f"no dictionary from {len(samples)} samples of {sum(map(len, samples)):,} bytes: {e}") from None
 
 
 def open_stream(path: str, mode: str = "rb", *, level: int = 5, threads: int = 1) -> IO[bytes]:
