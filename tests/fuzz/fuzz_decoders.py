@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of every decoder: `python tests/fuzz/fuzz_decoders.py --seconds 60 [RECIPE …]`.
 
 The fuzzer's bytes become, by their first byte, a raw packet, a golden packet whose sections are overwritten (checksums made
-right), or one whose header is; or a saved cache of keys and values, treated the same way, where `cache` is among the names (by
+right), or one whose header is; or a stream of blocks (`stream`); or a saved cache of keys and values, treated the same way, where `cache` is among the names (by
 default it is, if transformers is there). Anything but a CodecError, more than 5 seconds or more than 2 GB is a finding.
 """
 
@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 with atheris.instrument_imports(include=["laconic"]):
     import laconic
     from laconic.core import registry
+    from laconic.core.errors import decode_budget
     from laconic.core.stage import Stage
     from laconic.core.wire import checksum, write_varint
     from tests.contract import damage
@@ -30,7 +31,7 @@ with atheris.instrument_imports(include=["laconic"]):
 LIMIT = 1 << 24
 GOLDEN = {p.parent.name: p.read_bytes() for p in sorted((ROOT / "tests" / "golden").glob("*/packet.lac"))}
 NAMES: list[str] = list(GOLDEN)
-CACHE = "cache"
+CACHE, STREAM = "cache", "stream"
 SAVED: list[tuple[bytes, Any]] = []  # saved caches, each with its model
 
 
@@ -92,9 +93,34 @@ def saved(mode: int, feed: atheris.FuzzedDataProvider) -> None:
     from_bytes(data, config)
 
 
+def stream(mode: int, feed: atheris.FuzzedDataProvider) -> None:
+    """Read a stream of blocks: the fuzzer's bytes behind a right head, or as one block with a right checksum."""
+    import xxhash
+
+    from laconic.sources.lossless.levels import LEVELS, decode_block
+
+    level = feed.ConsumeIntInRange(1, 9)
+    if mode == 0:
+        head = b"\x89LAB" + bytes([feed.ConsumeIntInRange(1, 3), level, LEVELS[level].block_bits])
+        laconic.lossless.decompress(head + xxhash.xxh32(head).digest() + feed.ConsumeBytes(1 << 16), limit_bytes=LIMIT)
+        return
+    method, n = feed.ConsumeIntInRange(0, 8), feed.ConsumeIntInRange(1, 1 << 16)
+    with decode_budget(1 << 30):
+        decode_block(method, feed.ConsumeBytes(1 << 16), n, level)
+
+
 def one(data: bytes) -> None:
     feed = atheris.FuzzedDataProvider(data)
     mode, name = feed.ConsumeIntInRange(0, 3), NAMES[feed.ConsumeIntInRange(0, len(NAMES) - 1)]
+    if name == STREAM:
+        start = time.perf_counter()
+        try:
+            stream(mode, feed)
+        except laconic.CodecError:
+            pass
+        if time.perf_counter() - start > 5:
+            raise RuntimeError("more than 5 seconds")
+        return
     if name == CACHE:
         start = time.perf_counter()
         try:
@@ -127,11 +153,14 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", help="only these; all by default")
     args = parser.parse_args()
     there = importlib.util.find_spec("transformers") is not None
-    NAMES[:] = args.recipes or [*NAMES, *([CACHE] if there else [])]
+    NAMES[:] = args.recipes or [*NAMES, STREAM, *([CACHE] if there else [])]
     warnings.simplefilter("ignore")
     for name in NAMES:  # compile the kernels before the clock runs
         if name == CACHE:
             save_caches()
+        elif name == STREAM:
+            for level in (5, 9):
+                laconic.lossless.decompress(laconic.lossless.compress(b"warm " * 99, level=level))
         else:
             laconic.decode(GOLDEN[name])
     corpus = ROOT / "out" / "fuzz-corpus"

@@ -213,3 +213,19 @@ def test_numcodecs():
         Laconic(typesize=0)
     with pytest.raises(BadInput):
         Laconic(typesize=4).encode(b"abc")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_kill_in_mid_write_leaves_no_stream(tmp_path):
+    """What a killed writer leaves under the final name is the old file, or nothing."""
+    work = (
+        "import os, sys\nfrom pathlib import Path\nfrom laconic import lossless\nfrom laconic.sources.archive import atomic\n"
+        "with atomic(Path(sys.argv[1])) as f:\n"
+        "    w = lossless.Writer(f, 1)\n    w.write(os.urandom(9 << 20))\n    f.flush()\n    os.kill(os.getpid(), 9)\n"
+    )
+    target = tmp_path / "a.lac"
+    assert subprocess.run([sys.executable, "-c", work, str(target)]).returncode == -9
+    assert not target.exists() and [p.name for p in tmp_path.iterdir()] != []
+    (part,) = tmp_path.iterdir()
+    with pytest.raises(CorruptStream):
+        lossless.decompress(part.read_bytes())

@@ -15,7 +15,7 @@ def tensors() -> Stage:
     turned left by one bit. Contexts do not pay: a table for each of 16 classes of rows by 16 of columns takes .05 bits off
     an exponent's 2.57 (`english-llama-7m`) or .08 off 2.61 (MiniLM), the mantissa given the exponent .07 off 8; together
     about 1 % of the packet, for less than half the speed.
-    Claim: bfloat16 weights in about 70 % of their size; here 66 %.
+    Claim: bfloat16 weights in about 70 % of their size; here 66 %, which is .85 of what zstd -19 takes and .93 of xz.
     """
     return chain(FieldPlanes(), Sparing())
 
@@ -28,5 +28,6 @@ def tensors_delta() -> Stage:
     Source: the delta of checkpoints in ZipNN (Hershcovitch et al. 2024, 2411.05239), which takes the XOR.
     Differs: a difference of ordered patterns is small whenever the numbers are near, also across a power of two; its size is
     coded under the exponent, since one step of training is many last bits of a small weight and few of a large one.
+    Seen: 100 of 900 steps of AdamW later, a checkpoint in bfloat16 takes .39 of its size (.66 alone), in float32 .69 (.83).
     """
     return Difference()

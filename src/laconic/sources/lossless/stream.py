@@ -1,11 +1,11 @@
 """Streams of blocks: what `laconic.lossless` and `laconic compress -5` write.
 
     magic (4) | version (1) | level (1) | log2 of the block (1) | u32 xxh32 of these, and of the dictionary where there is one
-    blocks:  method (1) | varint bytes | varint bytes of payload | payload | u32 xxh32(all of these, the decoded bytes)
-    end:     0 | varint bytes in all | u32 xxh32(end's number, then the checksums of all blocks)
+    blocks:  method (1) | varint bytes | varint bytes of payload | payload | u32 xxh3(all of these, the decoded bytes)
+    end:     0 | varint bytes in all | u32 xxh3(end's number, then xxh32 of the checksums of all blocks)
 
-Version 2 codes levels 1 and 2 by zstd; version 1, which is read but not written, by DEFLATE. Version 3 is version 2 with a
-dictionary, which the reader must have.
+xxh3 is the low half of the hash of 64 bits. Version 2 codes levels 1 and 2 by zstd; version 1, which is read but not
+written, by DEFLATE, and has xxh32 throughout. Version 3 is version 2 with a dictionary, which the reader must have.
 
 Streams may follow each other, as files do with `cat`. Blocks do not know each other: they are coded in any number of
 threads, which changes no byte, and decoded with at most (threads + 1) blocks held.
@@ -17,7 +17,7 @@ import io
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import xxhash
 
@@ -40,13 +40,14 @@ class Block(NamedTuple):
     check: bytes
     level: int
     dictionary: bytes | None
+    digest: Any  # what its checksum is of
 
 
-def _check(*parts: bytes) -> bytes:
-    digest = xxhash.xxh32()
+def _check(*parts: bytes, of: Any = xxhash.xxh3_64) -> bytes:
+    digest = of()
     for part in parts:
         digest.update(part)
-    return digest.digest()
+    return digest.digest()[-4:]
 
 
 def _head(method: int, *numbers: int) -> bytes:
@@ -74,7 +75,7 @@ def _plain(block: Block) -> bytes:
     with decode_budget(memory_bytes(block.level, block.n_bytes)):
         raw = decode_block(block.method, block.payload, block.n_bytes, block.level, block.dictionary)
     head = _head(block.method, block.n_bytes, len(block.payload))
-    if _check(head, block.payload, raw) != block.check:
+    if _check(head, block.payload, raw, of=block.digest) != block.check:
         raise CorruptStream("a block whose checksum is not that of its bytes")
     return raw
 
@@ -94,7 +95,7 @@ class Writer(io.RawIOBase):
         self._ahead, self._flying = threads + 1, deque[Future[tuple[bytes, bytes]]]()
         self._held, self._n_bytes, self._digest = bytearray(), 0, xxhash.xxh32()
         head = MAGIC + bytes([VERSION if dictionary is None else WITH_DICTIONARY, level, chosen.block_bits])
-        out.write(head + _check(head, dictionary or b""))
+        out.write(head + _check(head, dictionary or b"", of=xxhash.xxh32))
 
     def writable(self) -> bool:
         return True
@@ -180,7 +181,7 @@ def _header(wire: _Wire, first: bytes, dictionary: bytes | None) -> tuple[int, i
         raise CorruptStream(f"a stream that begins with {head[:4]!r}; {MAGIC!r} is right")
     version, n, bits = head[4:]
     shared = (dictionary or b"") if version == WITH_DICTIONARY else b""
-    if wire.take(4) != _check(head, shared):
+    if wire.take(4) != _check(head, shared, of=xxhash.xxh32):
         if version == WITH_DICTIONARY:
             raise ModelMismatch("the stream needs the dictionary it was made with, or its head is damaged")
         raise CorruptStream("a head whose checksum is not that of its bytes")
@@ -203,6 +204,7 @@ def _blocks(
         chosen = FIRST_LEVELS[n] if version == DEFLATES else level(n)
         n_bytes, digest, most = 0, xxhash.xxh32(), 1 << chosen.block_bits
         shared = dictionary if version == WITH_DICTIONARY else None
+        of = xxhash.xxh32 if version == DEFLATES else xxhash.xxh3_64
         while (method := wire.take(1)[0]) != END:
             size, n_payload = wire.varint(), wire.varint()
             if not 0 < size <= most or n_payload > size:
@@ -218,9 +220,9 @@ def _blocks(
                                     f"{limit_memory:,} are allowed; raise the limit or take fewer threads")  # fmt: skip
             payload, check = wire.take(n_payload), wire.take(4)
             digest.update(check)
-            yield Block(method, size, payload, check, n, shared)
+            yield Block(method, size, payload, check, n, shared, of)
         end = _head(END, said := wire.varint())
-        if wire.take(4) != _check(end, digest.digest()) or said != n_bytes:
+        if wire.take(4) != _check(end, digest.digest(), of=of) or said != n_bytes:
             raise CorruptStream("the end of the stream does not fit what came before")
         first = wire.ended()
 
