@@ -1,8 +1,9 @@
 """Coverage-guided fuzzing of every decoder: `python tests/fuzz/fuzz_decoders.py --seconds 60 [RECIPE …]`.
 
 The fuzzer's bytes become, by their first byte, a raw packet, a golden packet whose sections are overwritten (checksums made
-right), or one whose header is; or a stream of blocks (`stream`); or a saved cache of keys and values, treated the same way, where `cache` is among the names (by
-default it is, if transformers is there). Anything but a CodecError, more than 5 seconds or more than 2 GB is a finding.
+right), or one whose header is; or a stream of blocks (`stream`); or a saved cache of keys and values, treated the same way,
+where `cache` is among the names (by default it is, if transformers is there). Anything but a CodecError, more than 5 seconds or
+more than 2 GB is a finding.
 """
 
 from __future__ import annotations
