@@ -111,7 +111,7 @@ def test_factors_in_a_few_bits(bits: int) -> None:
     """Of a matrix of rank 8, 16 times over: what a factor's code loses is owed, so the sum comes out."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(128, 8, generator=g) @ torch.randn(8, 200, generator=g)
-    workers = simulate("ef-factors", 2, rank=8, bits=bits)
+    workers = simulate("ef-factors", 2, rank=8, factor_bits=bits)
     total, lost = torch.zeros_like(x), []
     for step in range(16):
         total = total + workers.exchange([{"x": x}, {"x": x}])["x"]

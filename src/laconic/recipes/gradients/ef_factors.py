@@ -8,14 +8,14 @@ from ...quantize.sparse import SparseLevels
 from ...sources.gradients.recipe import GradientRecipe
 
 
-def ef_factors(rank: int = 8, bits: int = 4, plain: str = "float16") -> GradientRecipe:
-    """Every gradient as a product P Qᵀ of low rank, the factors in `bits` a value; what is lost is added to the next.
+def ef_factors(rank: int = 8, factor_bits: int = 4, plain: str = "float16") -> GradientRecipe:
+    """Every gradient as a product P Qᵀ of low rank, the factors in `factor_bits` a value; what is lost is added to the next.
 
         M = g_i + e_i;   P = mean code(M Q),   P̂ = orthonormal P · R,   Q_i = code(Mᵀ P̂),   e_i ← M − P̂ Q_iᵀ
         the step goes along P̂ (mean Q_i)ᵀ
 
     R, a rotation of r columns that all ranks know, evens their energy out: one code of unit variance serves all of them.
-    An m × n gradient takes bits · r (m + n) bits; gradients of one axis and short ones travel as `plain`. In a packet, where
+    An m × n gradient takes factor_bits · r (m + n) bits; gradients of one axis and short ones travel as `plain`. In a packet, where
     there is no round trip, the sequence is coded by sparse levels instead.
 
     A Llama of .4 million parameters, Adam, 240 steps of two ranks, one seed: 76 × fewer bytes, final loss 2.46 nats against
@@ -26,5 +26,5 @@ def ef_factors(rank: int = 8, bits: int = 4, plain: str = "float16") -> Gradient
     Source: Vogels, Karimireddy & Jaggi 2019, PowerSGD (1905.13727), Alg. 1. Differs: factors are quantized, and what that loses
     of Q is owed, as the rest is; packets go to all ranks, codes not being added on the way (with two ranks, the same bytes).
     """
-    factors = chain(Quantizer(LloydMax(1 << bits)), Pack())
+    factors = chain(Quantizer(LloydMax(1 << factor_bits)), Pack())
     return GradientRecipe(lambda _: SparseLevels(0.02), float(rank), travels="factors", factors=factors, plain=plain)
