@@ -15,8 +15,8 @@ def ef_factors(rank: int = 8, factor_bits: int = 4, plain: str = "float16") -> G
         the step goes along P̂ (mean Q_i)ᵀ
 
     R, a rotation of r columns that all ranks know, evens their energy out: one code of unit variance serves all of them.
-    An m × n gradient takes factor_bits · r (m + n) bits; gradients of one axis and short ones travel as `plain`. In a packet, where
-    there is no round trip, the sequence is coded by sparse levels instead.
+    An m × n gradient takes factor_bits · r (m + n) bits; gradients of one axis and short ones travel as `plain`. In a packet,
+    where there is no round trip, the sequence is coded by sparse levels instead.
 
     A Llama of .4 million parameters, Adam, 240 steps of two ranks, one seed: 76 × fewer bytes, final loss 2.46 nats against
     2.25 of DDP and 2.41 of rank 4 in float32 (20 ×): in so short a run no setting at 50 × comes within 1 %. At one rate fewer
