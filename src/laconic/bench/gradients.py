@@ -139,7 +139,7 @@ def overhead() -> Iterator[Row]:
     for_all: dict[str, Any] = {"steps": 14, "batch": 16, "tokens": 128}
     jobs = [
         Job("llama", r, dict(s), **for_all)
-        for r, s in (("ddp", {}), ("ef-levels", COMPOSED), ("powersgd", {"rank": 4}), ("econtrol", {}))
+        for r, s in (("ddp", {}), *COMPOSED.values(), ("powersgd", {"rank": 4}), ("econtrol", {}))
     ]
     plain, *others = launch(jobs)
     for job, o in zip(jobs[1:], others, strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -74,7 +75,8 @@ def launch(jobs: Sequence[Job], n_ranks: int = 2, prefix: Sequence[str] = ()) ->
         ]  # fmt: skip
         run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         if run.returncode or not done.is_file():
-            said = [line for line in run.stderr.splitlines() if "Error" in line] or run.stderr.splitlines()
+            raised = re.compile(r"(\[rank\d+\]: *)?(laconic\.core\.errors\.\w+|\w*Error): ")
+            said = [line for line in run.stderr.splitlines() if raised.match(line)] or run.stderr.splitlines()[-5:]
             raise CodecError(f"training on {n_ranks} ranks ended with {run.returncode}: {' | '.join(said)[:600]}")
         return [Outcome(**o) for o in json.loads(done.read_text())]
 
