@@ -6,7 +6,6 @@ twenty times: its scans take the same time whatever the codes are, and some of i
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from ..sources.vectors.index import Index
 from ..sources.vectors.ranking import costs
-from .rows import Row, ratio
+from .rows import Row, median_seconds, ratio
 
 N, DIM, K = 1_000_000, 128, 10
 N_FLAT = 32  # queries
@@ -46,15 +45,15 @@ def _filled(index: Index, x: np.ndarray) -> Index:
 
 
 def bandwidth() -> float:
-    """Gigabytes a second of processor time that one thread reads from memory: a sum of 256 MB."""
+    """Gigabytes a second that one thread reads from memory: a sum of 256 MB."""
     x = np.ones(1 << 25)
-    return x.nbytes / _processor_seconds(x.sum, lambda: None)[0] / 1e9
+    return x.nbytes / median_seconds(x.sum, 5) / 1e9
 
 
 def scan(
     recipe: str, bits: float, settings: dict[str, int], n: int, specs: tuple[str, ...], target: float | None
 ) -> Iterator[Row]:
-    """A flat scan on one thread, queries in a batch on both sides; processor time."""
+    """A flat scan on one thread, queries in a batch on both sides."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -66,28 +65,16 @@ def scan(
         peer = _repeated(spec, x[:: 20 * N // n], n)
         if peer is None:
             continue
-        ours, theirs = _processor_seconds(lambda: index.search(q, K), lambda p=peer: p.search(q, K))
+        ours, theirs = ratio(lambda: index.search(q, K), lambda p=peer: p.search(q, K), 5)
         mine, other = (1e9 * s / len(q) / n for s in (ours, theirs))
         yield Row(name, mine, "ns/vector", f"faiss {spec}", other, None if target is None else ("<=", target))
         share = ("<=", 1.6) if recipe == "pq" else None
         yield Row(f"{name}: time over faiss {spec}'s", ours / theirs, "×", target=share)
         del peer
-    single, _ = _processor_seconds(lambda: index.search(q[:1], K), lambda: None)
+    single = median_seconds(lambda: index.search(q[:1], K), 5)
     yield Row(f"{name}, queries one by one", 1e9 * single / n, "ns/vector")
     yield Row(f"{name}, queries one by one: memory that is read", index.code_bytes / single / 1e9, "GB/s",
               "a sum of float64", bandwidth())  # fmt: skip
-
-
-def _processor_seconds(ours: Callable[[], object], peer: Callable[[], object]) -> tuple[float, float]:
-    """Median processor time of this thread, in turns: on one thread it is the time of an idle machine, or above it."""
-    ours(), peer()
-    times: list[list[float]] = [[], []]
-    for _ in range(5):
-        for found, f in zip(times, (ours, peer), strict=True):
-            start = time.thread_time()
-            f()
-            found.append(time.thread_time() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
 
 
 def _repeated(spec: str, some: np.ndarray, n: int):  # type: ignore[no-untyped-def]

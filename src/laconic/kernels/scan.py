@@ -523,6 +523,16 @@ def _worth(kind, made_for, worst, least):
 
 
 @njit(cache=True, nogil=True)
+def _block(costs, where_codes, b):
+    """Of block b: how many vectors, their codes and numbers, and the byte at which planes begin behind the columns."""
+    n, n_columns = where_codes.n[b], costs.where.n_columns
+    n_groups = (n + 63) // 64
+    size = n_groups * (32 * n_columns + 8 * costs.where.n_planes)
+    codes = carray(_pointer(where_codes.address[b]), (size,), np.uint8)
+    return n, codes, carray(_pointer(where_codes.numbers[b]), (n,), np.int64), 32 * n_columns * n_groups
+
+
+@njit(cache=True, nogil=True)
 def _all(counter, costs, where_codes, dead, cost, number):
     """Every query reads every block, some queries together."""
     n_columns, n_queries = costs.where.n_columns, cost.shape[0]
@@ -541,11 +551,8 @@ def _all(counter, costs, where_codes, dead, cost, number):
         made_for[:] = np.inf
         fresh, piece = True, (cost.shape[1] + 63) // 64
         for b in range(where_codes.n.shape[0]):
-            n = where_codes.n[b]
-            size = (n + 63) // 64 * (32 * n_columns + 8 * costs.where.n_planes)
-            codes = carray(_pointer(where_codes.address[b]), (size,), np.uint8)
-            numbers = carray(_pointer(where_codes.numbers[b]), (n,), np.int64)
-            fine, begin = 32 * n_columns * ((n + 63) // 64), 0
+            n, codes, numbers, fine = _block(costs, where_codes, b)
+            begin = 0
             while begin < (n + 63) // 64:
                 end = min(begin + piece, (n + 63) // 64)
                 for i in range(several):
@@ -565,14 +572,10 @@ def _all(counter, costs, where_codes, dead, cost, number):
 @njit(cache=True, nogil=True)
 def _visit(costs, where_codes, list_, q, dead, shifted, f, table, cost, number):
     """One query reads one list."""
-    n_columns = costs.where.n_columns
     made_for, made, fresh = np.float32(np.inf), (np.float32(1), np.float32(0), np.float32(0)), True
     for b in range(where_codes.first[list_], where_codes.first[list_ + 1]):
-        n = where_codes.n[b]
-        size = (n + 63) // 64 * (32 * n_columns + 8 * costs.where.n_planes)
-        codes = carray(_pointer(where_codes.address[b]), (size,), np.uint8)
-        numbers = carray(_pointer(where_codes.numbers[b]), (n,), np.int64)
-        fine, begin = 32 * n_columns * ((n + 63) // 64), 0
+        n, codes, numbers, fine = _block(costs, where_codes, b)
+        begin = 0
         while begin < (n + 63) // 64:
             if fresh or _worth(costs.kind, made_for, cost[0], made[1] + made[2]):
                 made_for = cost[0]

@@ -79,13 +79,11 @@ class Autoregressive(Stage):
         rows = _rows(x).astype(np.float64)
         if not len(rows):
             raise BadInput("laws cannot be learned from no vectors")
-        d = rows.shape[1]
         some = rows[:: max(1, -(-rows.size // _TRAINING))]
         step = self._solved(some) if self.step is None else self.step
         laws, shift = _learned(some / step, self.lam)
         model = np.tril(laws.mean.T, -1) + np.triu(laws.spread, 1)
         offsets = np.stack([*laws.offset, laws.centre, laws.least, laws.low, laws.high])
-        assert model.shape == (d, d)
         return self.replace(model=model, offsets=offsets, law=laws.law[:, 1:-1], shift=shift, delta=np.array([step]))
 
     def _solved(self, rows: np.ndarray) -> float:
