@@ -232,7 +232,7 @@ def test_a_model_that_changes_keys_behind_the_cache_is_refused() -> None:
 
 @cache
 def fitted(kind: str) -> Any:
-    return laconic.kv.fit(model(kind), recipe="auto", bits=6.0, calibration=ids(400, 2, seed=5))
+    return laconic.kv.fit(model(kind), recipe="auto", rope="before", bits=6.0, calibration=ids(400, 2, seed=5))
 
 
 def a_cache(kind: str, recipe: str, attention: str) -> CompressedCache:

@@ -80,7 +80,7 @@ def test_fitted_codecs_stay_out_of_the_file_and_must_be_the_same(tmp_path: Path)
     past.save(tmp_path / "p")
     with pytest.raises(ModelMismatch, match="calibration"):
         laconic.kv.load(tmp_path / "p", m)
-    other = laconic.kv.fit(m, recipe="auto", bits=6.0, calibration=ids(400, 2, seed=6))
+    other = laconic.kv.fit(m, recipe="auto", rope="before", bits=6.0, calibration=ids(400, 2, seed=6))
     with pytest.raises(ModelMismatch, match="other codecs"):
         laconic.kv.load(tmp_path / "p", m, other)
     fitted("llama").save(tmp_path / "f")

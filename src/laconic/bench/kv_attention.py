@@ -7,6 +7,7 @@ random, as the time does not depend on what they say; scales (one float16 a vect
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
@@ -90,6 +91,64 @@ def attention(turned: bool) -> Iterator[Row]:
                 yield from _beside(name, ours, peer, by, label == "4 bits")
 
 
+def _graphed(f: Callable[[], object]) -> float:
+    """Median seconds of a call on the GPU, replayed from a graph, so that launches cost nothing."""
+    import torch
+
+    with torch.inference_mode():
+        for _ in range(3):
+            f()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            f()
+        found = []
+        for _ in range(20):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            torch.cuda.synchronize()
+            found.append(start.elapsed_time(end) / 1e3)
+    return float(np.median(found))
+
+
+def on_gpu() -> Iterator[Row]:
+    """The same on a GPU, where there is one: both sides replayed from a graph."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+    from ..kernels.attend import Rope
+    from ..kernels.triton_attend import DeviceRope, attend_triton, has_triton, on_device
+
+    if not torch.cuda.is_available() or not has_triton():
+        print("no GPU here, or no Triton: attention on a GPU is not measured", file=sys.stderr)
+        return
+    device = torch.cuda.get_device_name()
+    for size in SIZES:
+        inv_freq = (500_000.0 ** -(np.arange(size // 2) / (size // 2))).astype(np.float32)
+        mixed = np.tile(MIXED, size // len(MIXED))
+        q = torch.randn(HEADS, QUERIES, size, device="cuda") * size**-0.5
+        for n_tokens in CONTEXTS:
+            k, v = (torch.randn(1, HEADS, n_tokens, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+            rows = q[None].bfloat16()
+            one = rows.reshape(1, HEADS * QUERIES, 1, size)
+            ways = {
+                "torch, bfloat16, enable_gqa": partial(sdpa, one, k, v, enable_gqa=True),
+                "torch, bfloat16, queries as rows": partial(sdpa, rows, k, v),
+            }
+            times = {name: _graphed(way) for name, way in ways.items()}
+            by = min(times, key=times.__getitem__)
+            for label, bits in (*((f"{b} bits", np.full(size, b, np.uint8)) for b in (4, 3, 2)), ("mixed bits", mixed)):
+                coded = _coded(bits, size, n_tokens)
+                there = on_device(coded, "cuda")
+                turn = DeviceRope.of(there.decoder, Rope.of(coded.decoder, inv_freq))
+                for what, rope in (("", None), (", keys before RoPE", turn)):
+                    name = f"attention on {device}{what}, d={size}, {n_tokens // 1024} k, {label}"
+                    ours = _graphed(partial(attend_triton, q, there, there, n_tokens, None, rope))
+                    yield Row(name, 1e3 * ours, "ms", by, 1e3 * times[by])
+                    yield Row(f"{name}: times faster", times[by] / ours, "×")
+
+
 def appending() -> Iterator[Row]:
     """Finding codes and laying them out: what a token costs when it joins the history, one thread."""
     from ..kernels.coordinates import Thresholds, pack_heads, quantize_coordinates, unpack_heads
@@ -114,5 +173,6 @@ def appending() -> Iterator[Row]:
 SUITE = (
     Measurement("attention", partial(attention, False)),
     Measurement("attention, keys before RoPE", partial(attention, True)),
+    Measurement("on a GPU", on_gpu),
     Measurement("codes of new tokens", appending),
 )

@@ -43,7 +43,9 @@ from laconic.kernels.attend_loops import (
     Turning,
     attend_runs,
     fold_queries,
+    into_basis,
     merge_runs,
+    out_of_basis,
 )
 from laconic.kernels.coordinates import BLOCK, unpack
 from laconic.kernels.sharing import divide
@@ -133,6 +135,13 @@ class Decoder(NamedTuple):
         n_heads, r, d = self.synthesis.shape
         rows = np.maximum(self.slots, 0) + r * np.arange(n_heads)[:, None]  # int64
         return self.synthesis.reshape(-1, d)[rows].astype(np.float32) * self.step[:, :, None]
+
+    def synthesis_parts(self) -> tuple[np.ndarray, np.ndarray]:
+        """The synthesis as loops read it: float16 as bits, sixteen at a time, and what is left of a row as float32; or all so."""
+        if self.synthesis.dtype == np.float32:
+            return np.empty((0, 0, 0), np.uint16), self.synthesis
+        rest = self.synthesis[:, :, self.synthesis.shape[2] // 16 * 16 :]
+        return self.synthesis.view(np.uint16), rest.astype(np.float32)
 
     def rows(self) -> list[list[np.ndarray]]:
         """The levels of [head][coordinate]."""
@@ -360,7 +369,9 @@ def _folded(q: np.ndarray, decoder: Decoder, n_tiles: int, width: int) -> tuple[
         np.zeros((n_heads, n_tiles, 2, width), np.float32),
     )
     constant = np.matmul(q, decoder.mean[:, :, None])[:, :, 0]
-    fold_queries(np.matmul(q, decoder.basis().swapaxes(1, 2)), constant, two, side)
+    folded = np.empty((n_heads, q.shape[1], n_slots), np.float32)
+    into_basis(q, *decoder.synthesis_parts(), decoder.slots, decoder.step, folded)
+    fold_queries(folded, constant, two, side)
     return two, side
 
 
@@ -397,8 +408,10 @@ def attend(
     out = np.empty((n_heads, n_queries, rows), np.float32)
     out_m, out_mass = np.empty((2, n_heads, n_queries), np.float32)
     merge_runs(acc, m, mass, width, out, out_m, out_mass)
-    mixed = np.matmul(out, values.decoder.basis())
-    return mixed + out_mass[:, :, None] * values.decoder.mean[:, None], out_m, out_mass
+    v = values.decoder
+    mixed = np.empty((n_heads, n_queries, v.mean.shape[1]), np.float32)
+    out_of_basis(out, *v.synthesis_parts(), v.slots, v.step, out_mass, v.mean, mixed)
+    return mixed, out_m, out_mass
 
 
 # --- The same in NumPy -------------------------------------------------------------------------------------------------

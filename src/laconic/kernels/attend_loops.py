@@ -17,7 +17,19 @@ from laconic.kernels.packed import widths
 from laconic.kernels.sharing import take
 from laconic.kernels.vectors import F32, I8, I32, I64, Arrays, all_lanes, call, has, order
 
-__all__ = ["FINE", "LANES", "PLANES", "RUN", "Reading", "Turning", "attend_runs", "fold_queries", "merge_runs"]
+__all__ = [
+    "FINE",
+    "LANES",
+    "PLANES",
+    "RUN",
+    "Reading",
+    "Turning",
+    "attend_runs",
+    "fold_queries",
+    "into_basis",
+    "merge_runs",
+    "out_of_basis",
+]
 
 RUN = 16  # blocks whose scores are kept together: the unit of work, and of merging
 _TOKENS = 64 * RUN
@@ -673,6 +685,62 @@ def attend_runs(counter, keys, values, q, side, turning, n_tokens, mask, acc, m,
         _factors(values, h, first, n_blocks, factor)
         _weights(scores, n_blocks, mask, first, n_tokens, factor, weights, units, m[h, run], mass[h, run])
         _mixed(values, h, first, n_blocks, levels, weights, units, acc[h, run], queries)
+
+
+@njit(cache=True, nogil=True)
+def _basis_row(half, whole, h, j, step, row):
+    """Row j of a head's synthesis times a step. half: its float16 as their bits, or empty, and then it is in `whole`."""
+    d = row.shape[0]
+    if half.shape[0]:
+        sixteens = d // 16 * 16
+        flat = half[h, j]
+        for i in range(0, sixteens, 16):
+            _widen(flat, i, row, i)
+        for i in range(sixteens, d):
+            row[i] = whole[h, j, i - sixteens]
+    else:
+        row[:] = whole[h, j]
+    for i in range(d):
+        row[i] *= step
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def into_basis(q, half, whole, slots, step, out):
+    """out[h, g, i] = step_i · synthesis[slot i] · q[h, g]; 0 where a slot is empty. q: float32 (n_heads, n_queries, d)."""
+    n_heads, n_queries, d = q.shape
+    row = np.empty(d, np.float32)
+    for h in range(n_heads):
+        for i in range(slots.shape[1]):
+            j = slots[h, i]
+            if j < 0:
+                out[h, :, i] = 0
+                continue
+            _basis_row(half, whole, h, j, step[h, i], row)
+            for g in range(n_queries):
+                total = np.float32(0)
+                for c in range(d):
+                    total += row[c] * q[h, g, c]
+                out[h, g, i] = total
+
+
+@njit(cache=True, nogil=True)
+def out_of_basis(y, half, whole, slots, step, mass, mean, out):
+    """out[h, g] = mass[h, g] · mean[h] + Σ_i y[h, g, i] · step_i · synthesis[slot i]."""
+    n_heads, n_queries, d = out.shape
+    row = np.empty(d, np.float32)
+    for h in range(n_heads):
+        for g in range(n_queries):
+            for c in range(d):
+                out[h, g, c] = mass[h, g] * mean[h, c]
+        for i in range(slots.shape[1]):
+            j = slots[h, i]
+            if j < 0:
+                continue
+            _basis_row(half, whole, h, j, step[h, i], row)
+            for g in range(n_queries):
+                by = y[h, g, i]
+                for c in range(d):
+                    out[h, g, c] += by * row[c]
 
 
 @njit(cache=True, nogil=True)

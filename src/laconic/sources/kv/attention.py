@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
@@ -62,12 +61,12 @@ class Columns:
         behind = torch.where(positions + self.first < 0, -torch.inf, 0.0)[:, :, None]  # of a sliding window
         return whole.expand(*shape[:3], -1).gather(3, column.expand(shape)) + gone + behind
 
-    def seen(self, b: int, start: int, stop: int) -> np.ndarray | None:
+    def seen(self, b: int, start: int, stop: int) -> Tensor | None:
         """Which positions a sequence sees, uint8, where all its rows see the same and nothing else is added."""
         if self.added is None:
             return None
         row = self.added[min(b, len(self.added) - 1), 0, 0, self.first + start : self.first + stop]
-        return (row > -torch.inf).numpy().astype(np.uint8)
+        return (row > -torch.inf).to(torch.uint8)
 
 
 class Softmax:
@@ -78,8 +77,8 @@ class Softmax:
 
     def __init__(self, queries: Tensor, softcap: float | None = None) -> None:
         self.queries, self.softcap = queries, softcap
-        self.most = torch.full(queries.shape[:3], -torch.inf)
-        self.total = torch.zeros(queries.shape[:3])
+        self.most = queries.new_full(queries.shape[:3], -torch.inf)
+        self.total = queries.new_zeros(queries.shape[:3])
         self.mixed: Tensor | None = None
 
     def add(self, keys: Tensor, values: Tensor, mask: Tensor | None) -> None:
@@ -134,7 +133,7 @@ def attend(
     softmax = Softmax((query.float() * scaling).reshape(b, h, groups * n_new, d), softcap)
     assert layer.window is not None
     n_keys = _visible(layer, n_new)
-    added = None if mask is None and n_new == 1 else _added(mask, n_new, n_keys)
+    added = None if mask is None and n_new == 1 else _added(mask, n_new, n_keys, query.device)
     if added is not None and n_new == 1 and not bool((added < 0).any()):
         added = None
     column = n_keys - layer.n_seen  # of position 0; negative where the front of the history is not visible
@@ -182,9 +181,9 @@ def _codes(layer: CompressedLayer, softmax: Softmax, columns: Columns, first: in
             softmax.add(*store.tile(start, stop), columns(at + start, at + stop))
 
 
-def _added(mask: Tensor | None, n_new: int, n_keys: int) -> Tensor:
+def _added(mask: Tensor | None, n_new: int, n_keys: int, device: torch.device) -> Tensor:
     if mask is None:
-        seen = torch.ones(n_new, n_keys, dtype=torch.bool).tril(n_keys - n_new)[None, None]
+        seen = torch.ones(n_new, n_keys, dtype=torch.bool, device=device).tril(n_keys - n_new)[None, None]
         return torch.where(seen, 0.0, -torch.inf)
     mask = mask[..., -n_new:, :n_keys]
     return torch.where(mask, 0.0, -torch.inf) if mask.dtype == torch.bool else mask.float()
@@ -228,7 +227,7 @@ def _stock(
     if eager is not None and (name == "eager" or kwargs.get("output_attentions")):
         n_new, n_keys = query.shape[2], key.shape[2]
         if mask is None and n_new > 1:
-            mask = torch.ones(n_new, n_keys, dtype=torch.bool).tril(n_keys - n_new)[None, None]
+            mask = torch.ones(n_new, n_keys, dtype=torch.bool, device=query.device).tril(n_keys - n_new)[None, None]
         if mask is not None and mask.dtype == torch.bool:
             mask = torch.where(mask, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
         return eager(module, query, key, value, mask, **kwargs)

@@ -36,7 +36,8 @@ class _Probe(CompressedLayer):
         (keys, values), (far, old) = self.exact, self.read()
         b, hq, n, d = query.shape
         q = (query.float() * scaling).reshape(b, self.site.n_heads, -1, d)
-        i, j = torch.arange(n).repeat(hq // self.site.n_heads)[:, None], torch.arange(n)[None]
+        j = torch.arange(n, device=query.device)[None]
+        i = j[0].repeat(hq // self.site.n_heads)[:, None]
         recipe = self.plan.recipe
         coded = (i - j >= max(recipe.window, 1)) & (j >= recipe.sinks)
         scores = torch.where(coded, q @ far.transpose(2, 3), q @ keys.transpose(2, 3)).masked_fill(j > i, -torch.inf)
@@ -57,7 +58,7 @@ class _Probe(CompressedLayer):
 
 
 def _there_and_back(codec: Stage, x: Tensor) -> Tensor:
-    return torch.stack([codec.decode(*codec.encode(s.float())) for s in x])
+    return torch.stack([codec.decode(*codec.encode(s.float().cpu())) for s in x]).to(x.device)
 
 
 def measured(

@@ -97,11 +97,11 @@ class Heard:
     def add(self, keys: Tensor, values: Tensor) -> None:
         rope = self.site.rope
         before = keys.float() if rope is None else rope.turn(keys.float(), 0, back=True)
-        self.keys.append(before.half())
-        self.values.append(values.half())
+        self.keys.append(before.half().cpu())  # learned there, wherever the model runs
+        self.values.append(values.half().cpu())
 
     def add_queries(self, queries: Tensor) -> None:
-        found = query_metric(queries.float(), self.site.n_heads, self.site.rope)
+        found = query_metric(queries.float(), self.site.n_heads, self.site.rope).cpu()
         self.metric = found if self.metric is None else self.metric + found
         self.n_batches += 1
 

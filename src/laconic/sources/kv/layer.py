@@ -121,10 +121,11 @@ class CompressedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Takes shapes and dtype from the first keys and values."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        if self.device.type != "cpu":
-            raise BadConfig(f"keys on {self.device}; compressed caches are for models on the CPU so far")
+        recipe = self.plan.recipe
+        if self.device.type != "cpu" and (recipe.store or recipe.evict or recipe.salient):
+            raise BadConfig(f"keys on {self.device}; this recipe's caches are for models on the CPU so far")
         self.site = Site(self.number, key_states.shape[1], key_states.shape[-1], value_states.shape[-1],
-                         self.plan.rope, self.plan.module, self.plan.block, self.plan.before)  # fmt: skip
+                         self.plan.rope, self.plan.module, self.plan.block, self.plan.before, self.device)  # fmt: skip
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -147,6 +148,9 @@ class CompressedLayer(CacheLayerMixin):
         """Raise BadInput for keys and values that cannot follow those that are there."""
         if self.window is None:
             return
+        if keys.device != self.window.keys.device:
+            raise BadInput(f"keys on {keys.device}; the cache of layer {self.number} is on {self.window.keys.device}, where "
+                           "it was begun or loaded")  # fmt: skip
         for name, new, there in (("keys", keys, self.window.keys), ("values", values, self.window.values)):
             if new.shape[:2] != there.shape[:2] or new.shape[3] != there.shape[3]:
                 raise BadInput(
@@ -295,10 +299,10 @@ class CompressedLayer(CacheLayerMixin):
             before = keys if self.site.rope is None else self.site.rope.turn(keys, start, back=True)
             metric = None
             if self.queries is not None:
-                metric = query_metric(self.queries.float(), self.site.n_heads, self.site.rope)
+                metric = query_metric(self.queries.float(), self.site.n_heads, self.site.rope).cpu()
             # What is not finite is learned from as 0: it would spoil every statistic of its head.
             step = -(-keys.shape[-2] // LEARN_MOST)
-            finite = (t.masked_fill(~t.isfinite(), 0.0) for t in (before[:, :, ::step], values[:, :, ::step]))
+            finite = (t.masked_fill(~t.isfinite(), 0.0).cpu() for t in (before[:, :, ::step], values[:, :, ::step]))
             self.learned = codecs = self.plan.learn(*finite, metric)
         return self.made(codecs)
 

@@ -257,6 +257,10 @@ class PagedPast:
         kept = tuple(p.codes for p in self.pages[b]), tuple(p.norms for p in self.pages[b])
         return Coded(self.decoder, places[:, 0].copy(), 1, norms, kept)
 
+    def on_host(self, page: Page) -> tuple[np.ndarray, np.ndarray | None]:
+        """A page's codes and norms as a file has them."""
+        return page.codes, page.norms
+
     def tile(self, start: int, stop: int) -> Tensor:
         """(n_batch, n_heads, stop − start, d) float32; whole blocks are read."""
         import torch

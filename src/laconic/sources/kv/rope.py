@@ -52,7 +52,7 @@ class Rope:
         """
         import torch
 
-        cos, sin = self.angles(start, x.shape[-2])
+        cos, sin = (a.to(x.device) for a in self.angles(start, x.shape[-2]))
         sin, by = (-sin, 1 / self.factor) if back else (sin, self.factor)
         n = self.n_rotated
         rest = x[..., n:]

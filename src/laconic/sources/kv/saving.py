@@ -261,8 +261,9 @@ def _pages_out(past: PagedPast, sections: _Sections) -> dict[str, Any]:
     pages, number = _numbered([p for pages in past.pages for p in pages], lambda p: p.at)
     order = np.array([[number[p.at] for p in pages] for pages in past.pages], np.int32)
     size = int(past.tables.block_bytes.sum())
-    codes = np.stack([p.codes for p in pages]) if pages else np.empty((0, size), np.uint8)
-    norms = np.stack([p.norms for p in pages]) if pages and past.codes.scale != "none" else None
+    there = [past.on_host(p) for p in pages]
+    codes = np.stack([c for c, _ in there]) if pages else np.empty((0, size), np.uint8)
+    norms = np.stack([n for _, n in there]) if pages and past.codes.scale != "none" else None
     return {"tokens": past.n_tokens, "dropped": past.dropped, "exact": past.exact, "broken": sorted(past.broken),
             "codes": sections.add(codes), "norms": sections.maybe(norms), "order": sections.add(order)}  # fmt: skip
 

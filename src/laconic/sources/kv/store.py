@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from .past import TILE, Past, past_for
+from .device import DevicePast, past_on
+from .past import TILE, Past
 from .rope import Rope
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Site:
     layer: its number. n_heads: key-value heads. d: values of a key; d_value: of a value. rope: its rotary positions, or None
     where the recipe takes keys as they are. module: the attention module, where the cache knows the model; block: the module
     that holds it and its norm. before: the store of the layer in front, once there is one, for recipes that hear inputs.
+    device: where keys and values come and codes stay.
     """
 
     layer: int
@@ -35,6 +37,7 @@ class Site:
     module: Any = None
     block: Any = None
     before: Callable[[], Any] = lambda: None
+    device: Any = "cpu"
 
 
 class Store(Protocol):
@@ -73,8 +76,8 @@ class PairStore:
         self.site, self.first = site, first
         self.shift: Tensor | None = None
         self.turn: Any = None  # the kernel's tables for RoPE at reading
-        self.keys: Past = past_for(keys, site.n_heads, site.d, learns)
-        self.values: Past = past_for(values, site.n_heads, site.d_value, learns)
+        self.keys: Past = past_on(site.device, keys, site.n_heads, site.d, learns)
+        self.values: Past = past_on(site.device, values, site.n_heads, site.d_value, learns)
 
     @property
     def n_tokens(self) -> int:
@@ -115,22 +118,31 @@ class PairStore:
 
         from ...kernels.attend import Rope as Turn
         from ...kernels.attend import attend
+        from ...kernels.triton_attend import DeviceRope, attend_triton
 
         keys, rope = self.keys, self.site.rope
         if rope is not None and self.turn is None:
             frequency = np.array(rope.frequency)
             self.turn = Turn.of(keys.decoder, frequency, interleaved=rope.interleaved, factor=rope.factor)
+            if isinstance(keys, DevicePast):
+                self.turn = DeviceRope.of(keys.device_decoder, self.turn)
         shares = []
         for b, q in enumerate(softmax.queries):
             seen = columns.seen(b, at + max(keys.first, first), at + self.n_tokens)
             if first > keys.first:
-                rest = np.ones(self.n_tokens - first, np.uint8) if seen is None else seen
-                seen = np.concatenate([np.zeros(first - keys.first, np.uint8), rest])
+                rest = torch.ones(self.n_tokens - first, dtype=torch.uint8, device=q.device) if seen is None else seen
+                seen = torch.cat([rest.new_zeros(first - keys.first), rest])
             coded = keys.coded(b), self.values.coded(b)
             begins = at + keys.first - (0 if self.shift is None else int(self.shift[b]))
             turn = None if self.turn is None else self.turn._replace(first=begins)
-            shares.append(attend(q.numpy(), *coded, self.n_tokens - keys.first, seen, turn, torch.get_num_threads()))
-        mixed, most, total = (torch.from_numpy(np.stack(part)) for part in zip(*shares, strict=True))
+            n = self.n_tokens - keys.first
+            if isinstance(keys, DevicePast):
+                shares.append(attend_triton(q.contiguous(), *coded, n, seen, turn))
+                continue
+            numbers = None if seen is None else seen.numpy()
+            found = attend(q.numpy(), *coded, n, numbers, turn, torch.get_num_threads())
+            shares.append(tuple(map(torch.from_numpy, found)))
+        mixed, most, total = (torch.stack(part) for part in zip(*shares, strict=True))
         softmax.merge(most, total, mixed)
 
     def append(self, keys: Tensor, values: Tensor, stats: Sequence[Stats | None] | None = None) -> None:

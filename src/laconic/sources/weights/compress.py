@@ -209,7 +209,7 @@ def _run(
     plan, job = _job(recipe, settings, bits, keep)
     rank, world = distributed.start()
     work = target.with_name(target.name + ".partial" + (f".{rank}" if rank else ""))
-    model = skeleton(folder)
+    model = skeleton(folder, softmax=plan.statistics.tokens == "attention")
     net = Network(model, open_source(folder, model, work), tuple(keep))
     net.check()
     batches = text_batches(folder, net, calibration)
@@ -291,6 +291,8 @@ class Run:
             self.units = [("embeddings", stem), ("", rest), ("head", [])]
         self.codecs: dict[str, Codec] = {}
         self._lock = threading.Lock()
+        # The same threads to the end: each has an arena of malloc and a team of OpenMP, which new ones would not share.
+        self.pool = ThreadPoolExecutor(max(threads, 1))
         self.fisher: Fisher | None = None
         self._step = 0.0
         if not net.matrices:
@@ -426,11 +428,10 @@ class Run:
                 return float(at_step(2.0**log_step).estimate(self.weight(m), stats)[0])
 
             out = []
-            with ThreadPoolExecutor(self.threads) as pool:
-                for i, r in enumerate(pool.map(one, ms)):
-                    release()
-                    out.append(r + 8 * PACKET_BYTES / ms[i].n_elements)
-                    self._tick(i, len(ms), f"plan: {ms[i].name}")
+            for i, r in enumerate(self.pool.map(one, ms)):
+                release()
+                out.append(r + 8 * PACKET_BYTES / ms[i].n_elements)
+                self._tick(i, len(ms), f"plan: {ms[i].name}")
             return out
 
         spectra = [policies.spectrum(self.weight(m), self.sensitivity(m)) for m in ms]
@@ -710,7 +711,7 @@ class Run:
             self._step = self._step_now()
         said: dict[int, list[str]] = defaultdict(list)
         done = 0
-        with warnings.catch_warnings(), ThreadPoolExecutor(self.threads) as pool:
+        with warnings.catch_warnings():
             warnings.simplefilter("always", HessianWarning)
             show = warnings.showwarning
 
@@ -721,7 +722,7 @@ class Run:
                     show(message, category, *rest, **more)
 
             warnings.showwarning = hear
-            for m, (packet, row) in zip(ms, pool.map(one, ms), strict=True):
+            for m, (packet, row) in zip(ms, self.pool.map(one, ms), strict=True):
                 release()
                 packets[m.name] = packet
                 self.journal.rows.append(asdict(row))

@@ -138,8 +138,12 @@ def _empty_parameters() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def skeleton(folder: Path) -> Any:
-    """The model of a folder without its weights: the class its config names, parameters on the meta device."""
+def skeleton(folder: Path, softmax: bool = False) -> Any:
+    """The model of a folder without its weights: the class its config names, parameters on the meta device.
+
+    softmax: attention by products and a softmax that can be overheard, not by torch's fused function, which takes half the
+    time and no memory for the scores.
+    """
     import transformers
     from transformers import AutoConfig
     from transformers.initialization import no_init_weights
@@ -157,8 +161,10 @@ def skeleton(folder: Path) -> Any:
     cls = getattr(transformers, name, None) or transformers.AutoModelForCausalLM
     config._experts_implementation = "eager"  # one linear call an expert: the calls that calibration listens to
     make = cls._from_config if hasattr(cls, "_from_config") else cls.from_config
+    # The fused function has no softcap; transformers says so only when it runs.
+    softmax = softmax or any(getattr(config.get_text_config(), k, None) for k in ("attn_logit_softcapping", "softcap"))
     with _empty_parameters(), no_init_weights():
-        model = make(config, attn_implementation="eager")
+        model = make(config, attn_implementation="eager" if softmax else None)
         model.tie_weights()
     config.use_cache = False
     return model.eval()
