@@ -46,6 +46,7 @@ PARTS: dict[str, str] = {
     "rows": "laconic.entropy.planes:Rows",
     "field-planes": "laconic.entropy.fields:FieldPlanes",
     "sparing": "laconic.entropy.fields:Sparing",
+    "circuit": "laconic.entropy.circuits:Circuit",
     "difference": "laconic.entropy.fields:Difference",
     "entropy-coded-trellis": "laconic.quantize.dependent:EntropyCodedTrellis",
     "segment-codes": "laconic.quantize.segments:SegmentCodes",

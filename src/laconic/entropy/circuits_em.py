@@ -133,7 +133,7 @@ def _walk(neighbours: list[list[int]], root: int) -> tuple[list[int], dict[int, 
 class Learner:
     """The E and M steps on one kind of array.
 
-    tree: from `chow_liu`. backend: None for NumPy, or a torch.device.
+    tree: from `chow_liu`. device: None for NumPy, else PyTorch's name of one. precision: of the floats, float32 or float64.
     prior_edge: pseudo-counts of a row of `edge`, spread evenly. prior_emission: those of a state's symbols, spread as the
     variable's own symbols are, times how much more often the state has symbols near by than the variable has.
     """
@@ -144,6 +144,7 @@ class Learner:
     prior_edge: float = 10.0
     prior_emission: float = 40.0
     device: str | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if not 2 <= self.n_states <= 256:
@@ -152,6 +153,7 @@ class Learner:
     # Arrays of the chosen kind.
     def array(self, x: np.ndarray) -> Array:
         """A NumPy array as this learner's kind."""
+        x = x.astype(self.precision, copy=False) if x.dtype.kind == "f" else x
         if self.device is None:
             return x
         import torch
@@ -242,7 +244,7 @@ class Learner:
         if self.device is None:
             from ..kernels.circuits import add_rows
 
-            out = np.zeros((d * self.alphabet, m), np.float32)
+            out = np.zeros((d * self.alphabet, m), gamma.dtype)
             add_rows(place.reshape(-1), gamma.reshape(-1, m), out)
             return out.reshape(d, self.alphabet, m)
         out = gamma.new_zeros((d * self.alphabet, m))

@@ -15,8 +15,8 @@ from numba import njit
 
 from laconic.kernels import rangecoder as rc
 
-__all__ = ["EDGE_BITS", "MESSAGE_BITS", "SYMBOL_BITS", "add_rows", "code", "code_plain", "decode", "joined", "observe",
-           "scaled", "scaled_plain", "shares"]  # fmt: skip
+__all__ = ["EDGE_BITS", "MESSAGE_BITS", "SYMBOL_BITS", "add_rows", "code", "code_plain", "decode", "decoder", "encoder",
+           "ended", "finish", "joined", "observe", "scaled", "scaled_plain", "shares"]  # fmt: skip
 
 EDGE_BITS = 20
 SYMBOL_BITS = 22
@@ -144,23 +144,45 @@ def _begin(weight, cumulative, s, whole):
     return np.int64(s) + np.int64(mass * _U((1 << SLOT_BITS) - n_symbols) // whole)
 
 
+def encoder() -> np.ndarray:
+    """The state of an encoder: low, width, at; (3,) uint64."""
+    return np.array(rc.ENCODER, np.uint64)
+
+
 @njit(cache=True, nogil=True)
-def code(low, width, at, out, message, cumulative, symbol):
-    """Code one variable of every row: (low, width, at). message: (n, M); cumulative, symbol: as of `observe`."""
+def code(state, out, message, cumulative, symbol):
+    """Code one variable of every row. message: (n, M); cumulative, symbol: as of `observe`. out: 4 bytes a symbol suffice."""
     weight = np.empty(message.shape[1], np.uint32)
+    low, width, at = state[0], state[1], np.int64(state[2])
     for i in range(message.shape[0]):
         whole = _weigh(message, i, weight)
         s = np.int64(symbol[i])
         begin = _begin(weight, cumulative, s, whole)
         end = _begin(weight, cumulative, s + 1, whole)
         low, width, at = rc.encode_interval(low, width, at, out, begin, end - begin, SLOT_BITS)
-    return low, width, at
+    state[0], state[1], state[2] = low, width, at
 
 
 @njit(cache=True, nogil=True)
-def decode(code, width, at, data, message, cumulative, symbol):
-    """The inverse of `code`, into `symbol`: (code, width, at)."""
+def finish(state, out):
+    """Length of the code, which is in `out`."""
+    return rc.finish(state[0], state[1], np.int64(state[2]), out)
+
+
+@njit(cache=True, nogil=True)
+def decoder(data):
+    """The state of a decoder: code, width, at; (3,) uint64."""
+    state = np.empty(3, np.uint64)
+    state[0], state[1], at = rc.start(data)
+    state[2] = at
+    return state
+
+
+@njit(cache=True, nogil=True)
+def decode(state, data, message, cumulative, symbol):
+    """The inverse of `code`, into `symbol`."""
     weight = np.empty(message.shape[1], np.uint32)
+    code, width, at = state[0], state[1], np.int64(state[2])
     for i in range(message.shape[0]):
         whole = _weigh(message, i, weight)
         slot = rc.decode_slot(code, width, SLOT_BITS)
@@ -175,7 +197,13 @@ def decode(code, width, at, data, message, cumulative, symbol):
                 high, end = middle, edge
         symbol[i] = low
         code, width, at = rc.decode_interval(code, width, at, data, begin, end - begin, SLOT_BITS)
-    return code, width, at
+    state[0], state[1], state[2] = code, width, at
+
+
+@njit(cache=True, nogil=True)
+def ended(state, data):
+    """Whether `data` ends where the symbols do."""
+    return rc.ended(state[0], state[1], np.int64(state[2]), data)
 
 
 def code_plain(message: np.ndarray, cumulative: np.ndarray, symbol: np.ndarray) -> list[tuple[int, int]]:
