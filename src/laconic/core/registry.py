@@ -183,6 +183,9 @@ RECIPES: dict[str, Recipe] = {
     "planes": Recipe("laconic.recipes.lossless.planes:planes", "lossless"),
     "tensors": Recipe("laconic.recipes.lossless.tensors:tensors", "lossless"),
     "tensors-delta": Recipe("laconic.recipes.lossless.tensors:tensors_delta", "lossless"),
+    "probabilistic-circuits": Recipe(
+        "laconic.recipes.lossless.probabilistic_circuits:probabilistic_circuits", "lossless"
+    ),
     "dct-rdo": Recipe("laconic.recipes.images.dct_rdo:dct_rdo", "images"),
     "gptq-nvfp4": Recipe("laconic.recipes.weights.gptq_nvfp4:gptq_nvfp4", "weights"),
     "gptq": Recipe("laconic.recipes.weights.gptq:gptq", "weights"),
