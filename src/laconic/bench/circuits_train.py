@@ -79,8 +79,13 @@ def main() -> None:
     c.add_argument("--states", type=int, nargs="+", default=[32])
     c.add_argument("--prior", type=float, nargs="+", default=[40.0], help="pseudo-counts of a state's symbols")
     c.add_argument("--prior-edge", type=float, nargs="+", default=[10.0], help="pseudo-counts of a row of an edge")
-    c.add_argument("--search", type=float, default=10.0, help="seconds for each pair, where several are given; the best "
-                   "at the first of --states on what is held out serves all")
+    c.add_argument(
+        "--search",
+        type=float,
+        default=10.0,
+        help="seconds for each pair, where several are given; the best "
+        "at the first of --states on what is held out serves all",
+    )
     c.add_argument("--device", default=None, help="cuda or cpu for PyTorch; NumPy without")
     c.add_argument("--epochs", type=int, default=100)
     c.add_argument("--seconds", type=float, nargs="+", help="of each training, at most")

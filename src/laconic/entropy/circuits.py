@@ -169,7 +169,9 @@ class Circuit(Stage):
             data = np.frombuffer(reader.take(reader.varint()), np.uint8)
             state = k.decoder(data)
 
-            def visit(v: int, message: np.ndarray, cumulative: np.ndarray, row=row, data=data, state=state) -> np.ndarray:
+            def visit(
+                v: int, message: np.ndarray, cumulative: np.ndarray, row=row, data=data, state=state
+            ) -> np.ndarray:
                 symbol = np.empty(len(row), row.dtype)
                 k.decode(state, data, message, cumulative, symbol)
                 row[:, walker.order[v]] = symbol
