@@ -313,10 +313,11 @@ def bench_lossless(
 ) -> None:
     """Size and speed both ways beside gzip, bzip2, xz, zstd, brotli, 7-Zip's PPMd and zpaq; every decode verified."""
     if not sources:
-        from ..bench import lossless_levels, lossless_tensors
+        from ..bench import lossless_circuits, lossless_levels, lossless_tensors
         from ..bench.rows import run_suite
 
-        run_suite((*lossless_levels.SUITE, *lossless_tensors.SUITE), json_, only)
+        suite = (*lossless_levels.SUITE, *lossless_tensors.SUITE, *lossless_circuits.SUITE)
+        run_suite(suite, json_, only)
         return
     from ..bench.lossless import run
 
