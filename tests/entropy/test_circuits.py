@@ -1,6 +1,8 @@
 """Hidden Chow-Liu trees: learning on both kinds of array, the walk, and codes as long as the likelihood says."""
 
 import itertools
+import subprocess
+import sys
 from functools import lru_cache
 
 import numpy as np
@@ -202,3 +204,16 @@ def test_what_cannot_be_is_refused():
         with pytest.raises(CorruptStream):
             assert not (c.decode(bad, side).index == x).all()
             raise CorruptStream("came back as something else, which only a checksum can tell")
+
+
+def test_nothing_here_needs_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import numpy as np\n"
+        "from laconic.core.stage import Symbols\n"
+        "from laconic.entropy.circuits import Circuit\n"
+        "x = np.random.default_rng(0).integers(0, 3, (20, 4)).astype(np.uint8)\n"
+        "c = Circuit(n_states=2, epochs=1).fit(Symbols(x, 3))\n"
+        "assert (c.decode(*c.encode(Symbols(x, 3))).index == x).all()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -27,8 +27,10 @@ from .models import MAX_ALPHABET, check_alphabet
 Visit = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
 MAX_VARIABLES = 1 << 14
+# Of the bitstream, since they say how many rows a block has.
 _HELD = 1 << 21  # states of messages that a walk holds at most: 16 MiB
 _MAX_BLOCK = 2048  # rows
+
 _SMALL = 1 << 20  # symbols; so many are learned from in double precision, to the same codes on every machine
 
 
@@ -163,6 +165,7 @@ class Circuit(Stage):
         walker = self._walker(CorruptStream)
         if alphabet != walker.alphabet:
             raise CorruptStream(f"symbols of an alphabet of {alphabet}; the circuit has learned {walker.alphabet}")
+        claim(prod(shape) * np.dtype(_dtype(alphabet)).itemsize, "symbols")
         index = np.empty(prod(shape), _dtype(alphabet))
         reader = Reader(y)
         for row in self._blocks(index, walker):

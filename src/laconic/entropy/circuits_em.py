@@ -167,16 +167,16 @@ class Learner:
     def start(self, x: np.ndarray, rng: np.random.Generator) -> Parameters:
         """Random parameters; symbols as frequent as they are in x: (n, D), in the order of nodes."""
         d, m, k = x.shape[1], self.n_states, self.alphabet
-        edge = rng.random((d, m, m), np.float32) ** 3 + np.float32(0.02)
+        edge = rng.random((d, m, m)) ** 3 + 0.02
         edge[0] = 1
         edge /= edge.sum(2, keepdims=True)
-        emission = np.exp(-2 * rng.random((d, k, m), np.float32))
+        emission = np.exp(-2 * rng.random((d, k, m)))
         emission *= self.marginal(x)[:, :, None]
         emission /= emission.sum(1, keepdims=True)
         return Parameters(self.array(edge), self.array(emission))
 
     def marginal(self, x: np.ndarray) -> np.ndarray:
-        """How often each variable has each symbol, softened a little: float32 (D, K)."""
+        """How often each variable has each symbol, softened a little: (D, K)."""
         d, k = x.shape[1], self.alphabet
         counts = np.zeros(d * k)
         for rows in np.array_split(x, max(1, x.size >> 22)):
@@ -184,7 +184,7 @@ class Learner:
         counts = counts.reshape(d, k)
         share = counts / counts.sum(1, keepdims=True)
         everywhere = (counts.sum(0) + 1) / (counts.sum() + k)
-        return (0.9 * share + 0.09 * everywhere + 0.01 / k).astype(np.float32)
+        return 0.9 * share + 0.09 * everywhere + 0.01 / k
 
     def plan(self) -> list[tuple[int, int, Array, list[tuple[Array, Array]]]]:
         """Per depth: nodes a … b − 1, their parents, and rounds of (parents, children) with each parent once a round."""
@@ -252,9 +252,9 @@ class Learner:
         return out.reshape(d, self.alphabet, m)
 
     def _near(self) -> np.ndarray:
-        """A Gaussian over the distance of two symbols, of 1/64 of the alphabet's width: float32 (K, K)."""
+        """A Gaussian over the distance of two symbols, of 1/64 of the alphabet's width: (K, K)."""
         s = np.arange(self.alphabet) * (64 / self.alphabet)
-        return np.exp(-0.5 * (s[:, None] - s) ** 2).astype(np.float32)
+        return np.exp(-0.5 * (s[:, None] - s) ** 2)
 
     def maximised(self, n_edge: Array, n_emission: Array, marginal: Array) -> Parameters:
         """Parameters of the largest posterior. n_edge, n_emission: expected counts over all rows; marginal: (D, K)."""
