@@ -136,6 +136,33 @@ def test_walk_sends_two_messages_an_edge_at_most(shape):
             assert path.pop() == v
 
 
+def test_walk_leaves_the_longest_way_back_to_the_end():
+    d = 50
+    parent = np.array([0, 0, 0, *range(2, d - 1)])  # a leaf and a chain below the root
+    assert len(walk(Tree(np.arange(d), parent))) == d + 1
+
+
+def test_every_variable_is_coded_given_all_before():
+    """Of rows drawn from a circuit of many branches, sharp enough that what is forgotten costs much."""
+    d, m, n_symbols, n, rng = 40, 4, 7, 300, np.random.default_rng(5)
+    parent = np.array([0, *np.sort([rng.integers(0, max(v // 3, 1)) for v in range(1, d)])])
+    p = Parameters(rng.dirichlet([0.2] * m, (d, m)), rng.dirichlet([0.1] * n_symbols, (d, m)).swapaxes(1, 2))
+    p.edge[0] = 1 / m
+    edge, emission = codes(p.edge), codes(p.emission)
+    p = Parameters(*(2.0 ** (-a.astype(np.float64) / 8) for a in (edge, emission)))
+    p = Parameters(p.edge / p.edge.sum(2, keepdims=True), p.emission / p.emission.sum(1, keepdims=True))
+    z, x = np.zeros((d, n), np.int64), np.zeros((n, d), np.uint8)
+    order = rng.permutation(d)
+    for v in range(d):
+        above = z[parent[v]]
+        z[v] = [rng.choice(m, p=q) for q in p.edge[v, above]]
+        x[:, order[v]] = [rng.choice(n_symbols, p=q) for q in p.emission[v].T[z[v]]]
+    tree = Tree(order, parent)
+    y, _ = Circuit(d, m).holding(tree, edge, emission).encode(Symbols(x, n_symbols))
+    said = Learner(tree, n_symbols, m, precision="float64").estimated_bits(p, x)
+    assert 8 * len(y) / x.size == pytest.approx(said, abs=0.003)
+
+
 def test_codes_stand_for_probabilities():
     p = 2.0 ** -np.linspace(0, 31, 500)
     np.testing.assert_allclose(values()[codes(p)] / 2**40, p, rtol=0.045)

@@ -30,6 +30,10 @@ def test_shares_are_exact_and_never_nothing():
     codes[1, 1:], codes[1, 0] = 255, 0
     out = k.shares(values(), codes, 22)
     assert (out.sum(1) == 1 << 22).all() and out.min() >= 1
+    value = values()[codes]
+    plain = 1 + value * ((1 << 22) - 256) // value.sum(1, keepdims=True)
+    plain[np.arange(40), codes.argmin(1)] += (1 << 22) - plain.sum(1)  # what is left goes to the first of the largest
+    assert (out == plain).all()
     want = 2.0 ** (codes / -8)
     np.testing.assert_allclose(out / (1 << 22), want / want.sum(1, keepdims=True), rtol=0.02, atol=3e-4)
 
