@@ -95,6 +95,8 @@ def test_torch_learns_the_same():
     a, b = (learner.fit(x, epochs=3, batch=64) for learner in (numpy, torch))
     np.testing.assert_allclose(a.edge, torch.numpy(b.edge), rtol=1e-9)
     np.testing.assert_allclose(a.emission, torch.numpy(b.emission), rtol=1e-9)
+    c = Circuit(n_states=4, epochs=3, batch=64)
+    assert (c.fit(Symbols(x, 6)).emission == c.fit_on(Symbols(x, 6), device="cpu").emission).all()
 
 
 def test_likelihood_rises_with_every_epoch_and_progress_ends():

@@ -65,7 +65,7 @@ def _circuits(train: np.ndarray) -> Iterator[Circuit]:
             yield Circuit(d, n_states).holding(tree, held["edge"], held["emission"])
     if not files:
         rows = Symbols(train.reshape(len(train), -1), 256)
-        yield Circuit(0, _STATES).fit_on(rows, _bar() if sys.stderr.isatty() else None, _SECONDS)
+        yield Circuit(0, _STATES).fit_on(rows, progress=_bar() if sys.stderr.isatty() else None, seconds=_SECONDS)
 
 
 def mnist() -> Iterator[Row]:

@@ -20,7 +20,7 @@ import numpy as np
 from ..core.errors import BadConfig, BadInput, CodecError, CorruptStream, NotFitted, claim
 from ..core.stage import Kind, Leaf, Side, Stage, Stats, Symbols, learned
 from ..core.wire import Reader, write_varint
-from .circuits_em import PER_OCTAVE, Learner, Progress, Tree, chow_liu, codes
+from .circuits_em import PER_OCTAVE, Learner, Progress, Tree, chow_liu, codes, priors
 from .coders import _HEAD, _dtype, _flat, _head, _read_head
 from .models import MAX_ALPHABET, check_alphabet
 
@@ -116,8 +116,18 @@ class Circuit(Stage):
     def fit(self, x: Symbols, stats: Stats | None = None) -> Self:
         return self.fit_on(x)
 
-    def fit_on(self, x: Symbols, progress: Progress | None = None, seconds: float | None = None) -> Self:
-        """`fit` that reports progress; seconds: of the EM, at most. Raises BadInput."""
+    def fit_on(
+        self,
+        x: Symbols,
+        device: str | None = None,
+        progress: Progress | None = None,
+        seconds: float | None = None,
+    ) -> Self:
+        """`fit` elsewhere, in sight and in time.
+
+        device: PyTorch's name of one, such as "cuda"; NumPy without. progress: see `Learner.fit`. seconds: of the EM, at most.
+        Raises BadInput.
+        """
         index = _flat(x)
         check_alphabet(x.alphabet, "Circuit")
         d = self.n_variables or prod(x.index.shape[1:])
@@ -128,9 +138,9 @@ class Circuit(Stage):
         rows = index[: index.size // d * d].reshape(-1, d)
         tree = chow_liu(rows, x.alphabet)
         precision = "float64" if rows.size <= _SMALL else "float32"
-        learner = Learner(tree, x.alphabet, self.n_states, precision=precision)
+        learner = Learner(tree, x.alphabet, self.n_states, *priors(len(rows), self.n_states), device, precision)
         p = learner.fit(rows, epochs=self.epochs, batch=self.batch, seconds=seconds, progress=progress)
-        return self.replace(n_variables=d).holding(tree, codes(p.edge), codes(p.emission))
+        return self.replace(n_variables=d).holding(tree, codes(learner.numpy(p.edge)), codes(learner.numpy(p.emission)))
 
     def holding(self, tree: Tree, edge: np.ndarray, emission: np.ndarray) -> Self:
         """The same stage with what was learned elsewhere. edge, emission: codes, as the fields say."""

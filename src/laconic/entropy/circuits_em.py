@@ -129,6 +129,15 @@ def _walk(neighbours: list[list[int]], root: int) -> tuple[list[int], dict[int, 
     return order, up
 
 
+def priors(n_rows: int, n_states: int) -> tuple[float, float]:
+    """Pseudo-counts (of an edge's row, of a state's symbols) that serve data of n rows.
+
+    What 58,000 pictures of MNIST like best with 32 states; of fewer rows a state, 1 % and 4 % of them.
+    """
+    share = n_rows / n_states
+    return min(10.0, 0.01 * share), min(40.0, 0.04 * share)
+
+
 @dataclass(frozen=True)
 class Learner:
     """The E and M steps on one kind of array.
@@ -251,16 +260,17 @@ class Learner:
         out.index_add_(0, place.reshape(-1), gamma.reshape(-1, m))
         return out.reshape(d, self.alphabet, m)
 
-    def _near(self) -> np.ndarray:
-        """A Gaussian over the distance of two symbols, of 1/64 of the alphabet's width: (K, K)."""
-        s = np.arange(self.alphabet) * (64 / self.alphabet)
+    def nearness(self, x: np.ndarray) -> np.ndarray:
+        """How near two symbols are, (K, K): a Gaussian of 1/64 of the symbols that occur in x, on their places among these."""
+        place = np.cumsum(np.bincount(x.reshape(-1), minlength=self.alphabet) > 0)
+        s = place * (64 / place[-1])
         return np.exp(-0.5 * (s[:, None] - s) ** 2)
 
-    def maximised(self, n_edge: Array, n_emission: Array, marginal: Array) -> Parameters:
-        """Parameters of the largest posterior. n_edge, n_emission: expected counts over all rows; marginal: (D, K)."""
+    def maximised(self, n_edge: Array, n_emission: Array, marginal: Array, near: Array) -> Parameters:
+        """Parameters of the largest posterior. n_edge, n_emission: expected counts over all rows; see `marginal`, `nearness`."""
         edge = n_edge + self.prior_edge / self.n_states
-        near = self.array(self._near())
-        share = marginal[:, :, None] * ((near @ n_emission + marginal[:, :, None]) / (near @ marginal[:, :, None]))
+        often = marginal[:, :, None]
+        share = often * ((near @ n_emission + often) / (near @ often))
         emission = n_emission + self.prior_emission * (share / share.sum(1)[:, None, :])
         return Parameters(edge / edge.sum(2)[:, :, None], emission / emission.sum(1)[:, None, :])
 
@@ -290,7 +300,7 @@ class Learner:
         x = np.ascontiguousarray(x[:, self.tree.order])
         n = x.shape[0]
         batch = min(batch, n)
-        p, marginal = self.start(x, rng), self.array(self.marginal(x))
+        p, marginal, near = self.start(x, rng), self.array(self.marginal(x)), self.array(self.nearness(x))
         rows, n_steps = self.array(x), epochs * (n // batch)
         counts: tuple[Array, Array] | None = None
         done, begun = 0, time.perf_counter()
@@ -310,7 +320,7 @@ class Learner:
                         held *= 1 - eta
                         new *= eta * whole
                         held += new
-                p = self.maximised(*counts, marginal)
+                p = self.maximised(*counts, marginal, near)
                 done += 1
                 if progress and (done % 8 == 0 or done == n_steps):
                     bits = -float(total) / batch / x.shape[1] / np.log(2)
