@@ -108,6 +108,17 @@ def test_likelihood_rises_with_every_epoch_and_progress_ends():
     assert told[-1] == (24, 24)
 
 
+def test_names_lend_no_weight_to_their_neighbours():
+    x = _rows(300, alphabet=6)
+    spread = (x * 40).astype(np.uint8)  # six symbols far apart, which is no matter: places among those that occur count
+    tree = chow_liu(x, 6)
+    for ordered in (True, False):
+        a = Learner(tree, 6, 4, precision="float64", ordered=ordered)
+        b = Learner(tree, 256, 4, precision="float64", ordered=ordered)
+        near, far = a.nearness(x), b.nearness(spread)
+        assert (near == far[:201:40, :201:40]).all() and (near == 1).all() == (not ordered)
+
+
 def test_many_children_do_not_underflow():
     d = 400
     x = np.random.default_rng(0).integers(0, 2, (50, d)).astype(np.uint8)

@@ -83,7 +83,8 @@ class Circuit(Stage):
     """SYMBOLS -> BYTES under a hidden Chow–Liu tree that `fit` learns.
 
     Symbols in rows of n_variables, the last row as short as it is; where that is 0, a row is everything below the first axis
-    of what `fit` saw. n_states: hidden states a variable. epochs, batch: of stepwise EM.
+    of what `fit` saw. n_states: hidden states a variable. epochs, batch: of stepwise EM. ordered: whether symbols near
+    each other stand for values near each other, as they do not where they are indices of a codebook.
     Learned: order, parent (D,), the tree; edge (D, M, M), emission (D, K, M), probabilities as −8 log2 p, a byte each.
     Side: head, the alphabet and the shape.
     Source: Liu, Mandt and Van den Broeck 2022, "Lossless Compression with Probabilistic Circuits" (2111.11632), algorithm 1.
@@ -95,6 +96,7 @@ class Circuit(Stage):
     n_states: int = 16
     epochs: int = 20
     batch: int = 256
+    ordered: bool = True
     order: np.ndarray | None = learned("uint16", "models")
     parent: np.ndarray | None = learned("uint16", "models")
     edge: np.ndarray | None = learned("uint8", "models")
@@ -138,7 +140,8 @@ class Circuit(Stage):
         rows = index[: index.size // d * d].reshape(-1, d)
         tree = chow_liu(rows, x.alphabet)
         precision = "float64" if rows.size <= _SMALL else "float32"
-        learner = Learner(tree, x.alphabet, self.n_states, *priors(len(rows), self.n_states), device, precision)
+        counts = priors(len(rows), self.n_states)
+        learner = Learner(tree, x.alphabet, self.n_states, *counts, device, precision, self.ordered)
         p = learner.fit(rows, epochs=self.epochs, batch=self.batch, seconds=seconds, progress=progress)
         return self.replace(n_variables=d).holding(tree, codes(learner.numpy(p.edge)), codes(learner.numpy(p.emission)))
 

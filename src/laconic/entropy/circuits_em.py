@@ -143,6 +143,7 @@ class Learner:
     """The E and M steps on one kind of array.
 
     tree: from `chow_liu`. device: None for NumPy, else PyTorch's name of one. precision: of the floats, float32 or float64.
+    ordered: whether symbols near each other stand for values near each other.
     prior_edge: pseudo-counts of a row of `edge`, spread evenly. prior_emission: those of a state's symbols, spread as the
     variable's own symbols are, times how much more often the state has symbols near by than the variable has.
     """
@@ -154,6 +155,7 @@ class Learner:
     prior_emission: float = 40.0
     device: str | None = None
     precision: str = "float32"
+    ordered: bool = True
 
     def __post_init__(self) -> None:
         if not 2 <= self.n_states <= 256:
@@ -261,7 +263,12 @@ class Learner:
         return out.reshape(d, self.alphabet, m)
 
     def nearness(self, x: np.ndarray) -> np.ndarray:
-        """How near two symbols are, (K, K): a Gaussian of 1/64 of the symbols that occur in x, on their places among these."""
+        """How near two symbols are, (K, K): a Gaussian of 1/64 of the symbols that occur in x, on their places among these.
+
+        All alike where symbols are but names: then a state's pseudo-counts are spread as the variable's symbols are.
+        """
+        if not self.ordered:
+            return np.ones((self.alphabet, self.alphabet))
         place = np.cumsum(np.bincount(x.reshape(-1), minlength=self.alphabet) > 0)
         s = place * (64 / place[-1])
         return np.exp(-0.5 * (s[:, None] - s) ** 2)
