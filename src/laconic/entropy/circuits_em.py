@@ -298,8 +298,8 @@ class Learner:
         x: (n, D) unsigned, in the order of variables. seconds: the schedule is run through in this time if epochs would
         take longer. progress: told (steps done, all steps, what).
         watch: told (epochs done, parameters) behind every epoch.
-        Source: Cappé and Moulines 2009 (0712.4273), stepwise EM; minibatch EM of circuits as in Liu, Mandt and Van den
-        Broeck 2022 (2111.11632), appendix B. Differs: what is averaged is counts, not parameters.
+        Source: Cappé and Moulines 2009 (0712.4273), stepwise EM; circuits learned by minibatch EM as in Liu, Mandt and Van
+        den Broeck 2022 (2111.11632). Differs: no passes over all data at the end, where the steps are short already.
         """
         if x.ndim != 2 or not x.size:
             raise BadInput(f"a circuit learns from rows of variables, (n, D); got shape {x.shape}")
