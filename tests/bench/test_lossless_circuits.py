@@ -20,7 +20,7 @@ def data(tmp_path, monkeypatch):
     (tmp_path / "mnist").mkdir()
     np.savez(tmp_path / "mnist" / "mnist.npz", x_train=_pictures(300, 0), x_test=_pictures(60, 1))
     monkeypatch.setenv("LACONIC_DATA", str(tmp_path))
-    monkeypatch.delenv("LACONIC_CIRCUITS", raising=False)
+    monkeypatch.setenv("LACONIC_CIRCUITS", str(tmp_path / "mnist"))
     return tmp_path
 
 

@@ -24,6 +24,7 @@ from ..core.stage import Symbols
 from ..entropy.circuits import Circuit, Tree, walk
 from ..entropy.circuits_em import Progress, chow_liu
 from ..entropy.planes import BytePlanes
+from .lossless_levels import SAMPLES
 from .rows import Measurement, Row
 from .weights_text import data_folder
 
@@ -39,9 +40,10 @@ def _images() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _named() -> list[Path]:
-    """Files of circuits: those that `$LACONIC_CIRCUITS` names, a folder, else those in the data."""
-    named = os.environ.get("LACONIC_CIRCUITS")
-    return sorted((Path(named) if named else data_folder() / "mnist").glob("circuit-*.npz"))
+    """Files of circuits: those in the folder that `$LACONIC_CIRCUITS` names, else the one among the samples, which
+    `bench/circuits_train.py` learned from the training images in a minute on a GPU.
+    """
+    return sorted(Path(os.environ.get("LACONIC_CIRCUITS") or SAMPLES / "mnist").glob("circuit-*.npz"))
 
 
 def _bar() -> Progress:
