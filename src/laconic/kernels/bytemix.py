@@ -1,18 +1,22 @@
-"""Context mixing of bytes, bit by bit, in integers: the predictor and its binary arithmetic coder in one loop.
+"""Context mixing of bytes, decision by decision, in integers: the predictor and its binary arithmetic coder in one loop.
 
 One loop serves both directions, so encoder and decoder cannot disagree: `text` is the history (read by the encoder, written
 by the decoder) and `code` the arithmetic code (written by the encoder, read by the decoder).
 
-    contexts: order 0, 1, 2, 3, 4, 6, word, sparse  ──▶ bit history (one byte of state) ──▶ adaptive probability ─┐
-    longest match                                   ──▶ length, predicted bit            ──▶ adaptive probability ─┤
-                                                                                                                   ▼
-      bit ◀── arithmetic coder ◀── two adaptive probability maps (order 0, order 1) ◀── two logistic mixers, averaged
+    contexts: order 0 to 4, 6, word, sparse ──▶ bit history (one byte of state) ──▶ adaptive probability ─┐
+    longest match                           ──▶ length, predicted bit           ──▶ adaptive probability ─┤
+                                                                                                          ▼
+      bit ◀── arithmetic coder ◀── two adaptive probability maps (order 0, order 1) ◀── one logistic mixer, of three weights
+
+Decisions are those of a tree of bytes (`kernels.bytetree`), four at a time to a slot of 16 bytes, which is looked up once.
+Weights of an input are the sum of three, which the node, the match with the last byte, and the orders that were seen select.
+What lies behind a cache is asked for before it is needed: slots as soon as they are known, a match two bytes before.
 
 Fixed point: probabilities of a one-bit have 16 bits; the logistic domain ("stretch", ln p/(1-p)) has 8 fraction bits; a
-mixer weight of 1.0 is 65536. Every table is computed with Python integers, so it is the same on every machine.
+mixer weight of 1.0 is 32768. Every table is computed with Python integers, so it is the same on every machine.
 
 Source: Mahoney, "Adaptive Weighing of Context Models for Lossless Data Compression" (2005), for mixing, bit histories and
-adaptive probability maps. Differs: own state set and transition rule (`bit_histories`), own hashing, two averaged weight sets.
+adaptive probability maps. Differs: own state set and transition rule (`bit_histories`), own hashing, sums of weights.
 """
 
 from __future__ import annotations
@@ -28,23 +32,27 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from laconic.core.errors import BadInput, CorruptStream, claim
+from laconic.kernels.bytetree import LEAF, Tree, plant, replant
 from laconic.kernels.rangecoder import ENCODER, FRESH, adapt, decode_bit, encode_bit, ended, finish, start
 
 N_CONTEXTS = 8  # order 0, 1, 2, 3, 4, 6, word, sparse
 N_HASHED = 6  # all but orders 0 and 1, which are looked up directly
-LANES = 16  # mixer inputs: 8 contexts, the match, 6 confidences, a bias
-MATCH, BIAS = 8, 15
+LANES = 16  # mixer inputs: 8 contexts, confidences of all but the last, the match
 STRETCH_LIMIT = 2047
-WEIGHT_LIMIT = (1 << 19) - 1
+WEIGHT_LIMIT = (1 << 19) - 1  # of the weights of 32 bits
 DOMAIN = 3071  # the mixer's output, 12 nats either way
-N_SETS = 256 + 4 * 256  # weights chosen by the bits of this byte; and by match length with the last byte
-APM_BINS = 33
+SETS_B, SETS_C = 256, 256 + 4 * 256  # where weights chosen by match and last byte, and by orders seen, begin
+N_SETS = SETS_C + 5 * 4 * 8
+FIRST_WEIGHT, FIRST_MATCH_WEIGHT = 2600, 3500
+APM_BINS = 32
 MIN_TABLE_BITS, MAX_TABLE_BITS = 16, 26
-MIN_MATCH = 5
+MIN_MATCH = 5  # bytes hashed; two more are known by when a match is taken up
+FIRST_RATE, LAST_RATE = 32 << 10, 10 << 10  # of learning, in 1024ths
 
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 _NIBBLE = np.uint64(0xD6E8FEB86659FD93)
-_1, _8, _16, _20, _24, _28, _32, _40, _56, _255 = (np.uint64(k) for k in (1, 8, 16, 20, 24, 28, 32, 40, 56, 255))
+_1, _8, _16, _20, _24, _28, _32, _40, _48, _56, _255 = (np.uint64(k) for k in (1, 8, 16, 20, 24, 28, 32, 40, 48, 56, 255))
+FAST = {"_nrt": False, "forceinline": True}
 
 
 class Tables(NamedTuple):
@@ -151,7 +159,7 @@ def _mix(typingctx, weights, row, x, at):
     return types.int64(weights, types.intp, x, types.intp), codegen
 
 
-@overload(mix)
+@overload(mix, jit_options=FAST)
 def _mix_overload(weights, row, x, at):
     return lambda weights, row, x, at: _mix(weights, row, x, at)
 
@@ -182,9 +190,161 @@ def _train(typingctx, weights, row, x, start, error):
     return types.void(weights, types.intp, x, types.intp, types.int64), codegen
 
 
-@overload(train)
+@overload(train, jit_options=FAST)
 def _train_overload(weights, row, x, at, error):
     return lambda weights, row, x, at, error: _train(weights, row, x, at, error)
+
+
+def get(array, at):
+    """array[at] as an integer, at ≥ 0."""
+    return int(array[at])
+
+
+@intrinsic
+def _get(typingctx, array, at):
+    def codegen(context, builder, sig, args):
+        base = context.make_array(sig.args[0])(context, builder, args[0]).data
+        value = builder.load(builder.gep(base, [args[1]]))
+        wide = ir.IntType(64)
+        if value.type.width == 64:
+            return value
+        return builder.sext(value, wide) if sig.args[0].dtype.signed else builder.zext(value, wide)
+
+    return types.int64(array, types.int64), codegen
+
+
+@overload(get, jit_options=FAST)
+def _get_overload(array, at):
+    return lambda array, at: _get(array, at)
+
+
+def put(array, at, value):
+    """array[at] = value, at ≥ 0, for a value that fits."""
+    array[at] = value
+
+
+@intrinsic
+def _put(typingctx, array, at, value):
+    def codegen(context, builder, sig, args):
+        base = context.make_array(sig.args[0])(context, builder, args[0]).data
+        place = builder.gep(base, [args[1]])
+        kind = place.type.pointee
+        builder.store(args[2] if kind.width == 64 else builder.trunc(args[2], kind), place)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64), codegen
+
+
+@overload(put, jit_options=FAST)
+def _put_overload(array, at, value):
+    return lambda array, at, value: _put(array, at, value)
+
+
+def shorts(context, builder, array_type, array, at):
+    """Pointer to LANES int16 of a one-dimensional array."""
+    base = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(base, [at]), ir.VectorType(ir.IntType(16), LANES).as_pointer())
+
+
+def pairs(builder, w, v):
+    """(LANES / 2,) int32, the sums of neighbouring products of two vectors of int16."""
+    half = LANES // 2
+    wide = ir.VectorType(ir.IntType(32), half)
+
+    def every_other(vector, first):
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(first, LANES, 2)))
+        return builder.sext(builder.shuffle_vector(vector, vector, lanes), wide)
+
+    even, odd = (builder.mul(every_other(w, k), every_other(v, k)) for k in (0, 1))
+    return builder.add(even, odd)
+
+
+def halves_summed(builder, total):
+    """Σ (lane >> 3) of LANES / 2 int32, as an int64."""
+    half = LANES // 2
+    total = builder.ashr(total, ir.Constant(total.type, [3] * half))
+    while half > 1:
+        half //= 2
+        lanes = [ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(k, k + half))) for k in (0, half)]
+        low, high = (builder.shuffle_vector(total, total, lane) for lane in lanes)
+        total = builder.add(low, high)
+    return builder.sext(builder.extract_element(total, ir.IntType(32)(0)), ir.IntType(64))
+
+
+def stepped(builder, w, v, e):
+    """w + (v · e + 2^15 >> 16), saturated; vectors of int16."""
+    short, wide = w.type, ir.VectorType(ir.IntType(32), LANES)
+    product = builder.mul(builder.sext(v, wide), builder.sext(e, wide))
+    high = builder.trunc(builder.ashr(product, ir.Constant(wide, [16] * LANES)), short)
+    low = builder.lshr(builder.mul(v, e), ir.Constant(short, [15] * LANES))  # what rounds up
+    kind = ir.FunctionType(short, [short, short])
+    add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.sadd.sat.v{LANES}i16")
+    return builder.call(add, [w, builder.add(high, low)])
+
+
+def _gathered(builder, values):
+    """A vector of int16 of LANES int64."""
+    vector = ir.Constant(ir.VectorType(ir.IntType(16), LANES), ir.Undefined)
+    for k, value in enumerate(values):
+        vector = builder.insert_element(vector, builder.trunc(value, ir.IntType(16)), ir.IntType(32)(k))
+    return vector
+
+
+def mix3(weights, a, b, c, x):
+    """Σ over pairs of LANES inputs, each >> 3, of x times the sum of three rows of weights; >> 12: the mixer's output.
+
+    weights: int16, 1.0 is 32768. a, b, c: where rows begin. x: LANES integers within ±2047.
+    """
+    total = 0
+    for k in range(0, LANES, 2):
+        lane = sum(int(weights[row + i]) * x[i] for row in (a, b, c) for i in (k, k + 1))
+        total += lane >> 3
+    return total >> 12
+
+
+@intrinsic
+def _mix3(typingctx, weights, a, b, c, x):
+    def codegen(context, builder, sig, args):
+        v = _gathered(builder, cgutils.unpack_tuple(builder, args[4], LANES))
+        total = None
+        for row in args[1:4]:
+            w = builder.load(shorts(context, builder, sig.args[0], args[0], row), align=32)
+            lane = pairs(builder, w, v)
+            total = lane if total is None else builder.add(total, lane)
+        return builder.ashr(halves_summed(builder, total), ir.IntType(64)(12))
+
+    return types.int64(weights, types.int64, types.int64, types.int64, x), codegen
+
+
+@overload(mix3, jit_options=FAST)
+def _mix3_overload(weights, a, b, c, x):
+    return lambda weights, a, b, c, x: _mix3(weights, a, b, c, x)
+
+
+def train3(weights, a, b, c, x, error):
+    """weights[row + i] += x[i] · error + 2^15 >> 16, saturated, in three rows that are not the same. error: int16."""
+    for row in (a, b, c):
+        for i in range(LANES):
+            w = int(weights[row + i]) + (x[i] * error + (1 << 15) >> 16)
+            weights[row + i] = min(max(w, -32768), 32767)
+
+
+@intrinsic
+def _train3(typingctx, weights, a, b, c, x, error):
+    def codegen(context, builder, sig, args):
+        v = _gathered(builder, cgutils.unpack_tuple(builder, args[4], LANES))
+        e = _gathered(builder, [args[5]] * LANES)
+        for row in args[1:4]:
+            at = shorts(context, builder, sig.args[0], args[0], row)
+            builder.store(stepped(builder, builder.load(at, align=32), v, e), at, align=32)
+        return context.get_dummy_value()
+
+    return types.void(weights, types.int64, types.int64, types.int64, x, types.int64), codegen
+
+
+@overload(train3, jit_options=FAST)
+def _train3_overload(weights, a, b, c, x, error):
+    return lambda weights, a, b, c, x, error: _train3(weights, a, b, c, x, error)
 
 
 def take_slot(table, at, check):
@@ -206,7 +366,7 @@ def _take_slot(typingctx, table, at, check):
     return types.void(table, types.uint64, types.uint64), codegen
 
 
-@overload(take_slot, jit_options={"_nrt": False, "forceinline": True})
+@overload(take_slot, jit_options=FAST)
 def _take_slot_overload(table, at, check):
     return lambda table, at, check: _take_slot(table, at, check)
 
@@ -229,177 +389,206 @@ def _prefetch(typingctx, table, at):
     return types.void(table, types.intp), codegen
 
 
-@overload(prefetch, jit_options={"_nrt": False, "forceinline": True})
+@overload(prefetch, jit_options=FAST)
 def _prefetch_overload(table, at):
     return lambda table, at: _prefetch(table, at)
 
 
-@njit(cache=True, nogil=True)
-def _bin(stretched):
-    """(bin, weight of the next bin in 128ths) of an adaptive probability map."""
-    v = stretched + 2048
-    return v >> 7, v & 127
+@njit(cache=True, nogil=True, **FAST)
+def seek(table, first, check, t):
+    """The slot with this check among the three that begin at `first`, the least used of them cleared for it if there is none."""
+    second, third = first ^ 16, first ^ 32
+    seen1, seen2 = get(t.seen, get(table, first + 1)), get(t.seen, get(table, second + 1))
+    place = first if seen1 <= seen2 else second
+    place = place if min(seen1, seen2) <= get(t.seen, get(table, third + 1)) else third
+    place = third if get(table, third) == check else place
+    place = second if get(table, second) == check else place
+    place = first if get(table, first) == check else place
+    if get(table, place) != check:
+        take_slot(table, np.uint64(place), np.uint64(check))
+    return place
 
 
-@njit(cache=True, nogil=True)
-def _transcode(text, code, decoding, work, t):
+@njit(cache=True, nogil=True, **FAST)
+def bin_of(mixed):
+    """(bin, weight of the next bin in 128ths) of an adaptive probability map, of an output within ±STRETCH_LIMIT."""
+    v = (mixed + 2048) * (APM_BINS - 1)
+    return v >> 12, (v >> 5) & 127
+
+
+@njit(cache=True, nogil=True, **FAST)
+def refined(apm, at, part):
+    """The probability between two bins."""
+    return (get(apm, at) * (128 - part) + get(apm, at + 1) * part) >> 7
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def _transcode(text, code, decoding, tree, work, t):
     """Code `text` into `code`, or back. Returns the length of the code, or -1 where a decoder finds it damaged.
 
     text: (n,) uint8. code: uint8; an encoder that runs out of room goes on counting. work: a fresh `Workspace`.
     """
-    table, matches, apm = work
+    child, paths = tree
+    table, matches, apm, weights, maps, match_maps, direct, hashes, slots = work
     n = text.size
     low, width, at = ENCODER
     value = np.uint64(0)
     if decoding:
         value, width, at = start(code)
-
-    direct = np.zeros(256 + 65536, np.uint8)  # histories of orders 0 and 1
-    maps = np.empty(N_CONTEXTS * 256, np.uint32)
-    for i in range(N_CONTEXTS):
-        maps[i * 256 : i * 256 + 256] = t.start
-    match_maps = np.full(64, FRESH, np.uint32)
-    weights = np.zeros(N_SETS * LANES, np.int32)
-    for i in range(N_SETS):
-        weights[i * LANES : i * LANES + MATCH + 1] = 15000
-    x = np.zeros(LANES, np.int32)
-    x[BIAS] = 256
-    hashes = np.zeros(N_HASHED, np.uint64)
-    slots = np.zeros(N_HASHED, np.uint64)
-    nodes = np.zeros(N_HASHED, np.uint64)
-    histories = np.zeros(N_HASHED, np.uint64)
-    table_mask = np.uint64(table.size - 1)
-    match_mask = np.uint64(matches.size - 1)
+    table_mask = np.uint64(table.size - 1) & ~np.uint64(15)
+    match_bits = np.uint64(0)
+    while (np.uint64(1) << match_bits) < np.uint64(matches.size):
+        match_bits += _1
+    match_shift = np.uint64(64) - match_bits
 
     last8 = np.uint64(0)  # the last eight bytes, newest lowest
     word = np.uint64(0)
     matched, length = 0, 0  # text[matched] is expected because the `length` bytes before it are the last ones
-    rate = 32 << 10
+    seat, candidate = 0, 0  # where the bytes before the last one are kept; what was kept there a byte before
+    rate = FIRST_RATE
 
     for i in range(n):
+        next_seat = np.int64(((last8 << _24) * _SPREAD) >> match_shift)
+        prefetch(matches, next_seat)
+        last1 = np.int64(last8 & _255)
         last4 = last8 & np.uint64(0xFFFFFFFF)
-        last1 = np.int64(last8 & np.uint64(255))
-        hashes[0] = last4 & np.uint64(0xFFFF)
-        hashes[1] = last4 & np.uint64(0xFFFFFF)
-        hashes[2] = last4
-        hashes[3] = last8 & np.uint64(0xFFFFFFFFFFFF)
-        hashes[4] = word
-        hashes[5] = last8 & np.uint64(0xF0F0F0F0F0F0)
+        hashes[0] = (last8 & np.uint64(0xFFFF)) * _SPREAD + np.uint64(1)
+        hashes[1] = (last8 & np.uint64(0xFFFFFF)) * _SPREAD + np.uint64(2)
+        hashes[2] = last4 * _SPREAD + np.uint64(3)
+        hashes[3] = (last8 & np.uint64(0xFFFFFFFFFFFF)) * _SPREAD + np.uint64(4)
+        hashes[4] = word * _SPREAD + np.uint64(5)
+        hashes[5] = (last8 & np.uint64(0xF0F0F0F0F0F0)) * _SPREAD + np.uint64(6)
         for k in range(N_HASHED):
-            h = (hashes[k] + np.uint64(k + 1)) * _SPREAD
-            h = (h ^ (h >> _28)) * _NIBBLE + np.uint64(k)
-            hashes[k] = h ^ (h >> _24)
-        expected = np.int64(text[matched]) | 256 if length else 0
-        c0, node = 1, 1
-        byte = 0 if decoding else np.int64(text[i])
-        if decoding and at > code.size + 8:
-            return -1
-        for j in range(8):
-            if j == 0 or j == 4:
-                if j == 4:
-                    for k in range(N_HASHED):
-                        h = (hashes[k] + np.uint64(c0)) * _SPREAD
-                        hashes[k] = h ^ (h >> _28)
-                for k in range(N_HASHED):
-                    prefetch(table, np.int64((hashes[k] >> _20) & table_mask))
-                for k in range(N_HASHED):
-                    first = (hashes[k] >> _20) & table_mask & ~np.uint64(15)
-                    second, third = first ^ _16, first ^ _32
-                    check = hashes[k] >> _56
-                    seen1, seen2 = t.seen[table[first + _1]], t.seen[table[second + _1]]
-                    place = first if seen1 <= seen2 else second
-                    place = place if min(seen1, seen2) <= t.seen[table[third + _1]] else third
-                    place = third if table[third] == check else place
-                    place = second if table[second] == check else place
-                    place = first if table[first] == check else place
-                    if table[place] != check:
-                        take_slot(table, place, check)
-                    slots[k] = place
-                node = 1
-
-            # Predict
-            state0, state1 = direct[c0], direct[256 + (last1 << 8) + c0]
-            x[0] = t.stretch[maps[state0] >> 20]
-            x[1] = t.stretch[maps[256 + np.int64(state1)] >> 20]
-            for k in range(N_HASHED):
-                node_at = slots[k] + np.uint64(node)
-                history = np.uint64(512 + 256 * k) + np.uint64(table[node_at])
-                nodes[k], histories[k] = node_at, history
-                p = np.int64(maps[history] >> 20)
-                x[2 + k] = t.stretch[p]
-                x[9 + k] = (p - 2048) >> 1
-            in_match = length > 0 and (expected >> (8 - j)) == c0
-            bucket, match_map = 0, 0
-            x[MATCH] = 0
-            if in_match:
-                match_map = min(length, 15) if length < 16 else min(16 + ((length - 16) >> 2), 31)
-                match_map = 2 * match_map + ((expected >> (7 - j)) & 1)
-                x[MATCH] = t.stretch[match_maps[match_map] >> 20]
-                bucket = 1 + (length > 7) + (length > 15)
-            row_a, row_b = c0 * LANES, (256 + 256 * bucket + last1) * LANES
-            mixed_a = min(max(mix(weights, row_a, x, 0), -DOMAIN), DOMAIN)
-            mixed_b = min(max(mix(weights, row_b, x, 0), -DOMAIN), DOMAIN)
-            mixed = (mixed_a + mixed_b) >> 1
-            p = np.int64(t.squash[mixed + DOMAIN])
-            at_bin, part = _bin(min(max(mixed, -STRETCH_LIMIT), STRETCH_LIMIT))
-            apm0 = c0 * APM_BINS + at_bin
-            apm1 = (256 + (last1 << 8) + c0) * APM_BINS + at_bin
-            q0 = (np.int64(apm[apm0]) * (128 - part) + np.int64(apm[apm0 + 1]) * part) >> 7
-            q1 = (np.int64(apm[apm1]) * (128 - part) + np.int64(apm[apm1 + 1]) * part) >> 7
-            p = min(max((p + q0 + 2 * q1 + 2) >> 2, 1), 65535)
-
-            # Code
-            if decoding:
-                bit, value, width, at = decode_bit(value, width, at, code, p, 16)
-            else:
-                bit = (byte >> (7 - j)) & 1
-                low, width, at = encode_bit(low, width, at, code, p, 16, bit)
-
-            # Learn
-            target = bit << 16
-            lr = rate >> 10
-            train(weights, row_a, x, 0, (target - np.int64(t.squash[mixed_a + DOMAIN])) * lr >> 4)
-            train(weights, row_b, x, 0, (target - np.int64(t.squash[mixed_b + DOMAIN])) * lr >> 4)
-            near = np.int64(part >= 64)
-            goal = 65535 * bit
-            apm[apm0 + near] += (goal - np.int64(apm[apm0 + near])) >> 6
-            apm[apm1 + near] += (goal - np.int64(apm[apm1 + near])) >> 5
-            maps[state0] = adapt(maps[state0], bit, 1023)
-            direct[c0] = t.following[2 * np.int64(state0) + bit]
-            maps[256 + np.int64(state1)] = adapt(maps[256 + np.int64(state1)], bit, 1023)
-            direct[256 + (last1 << 8) + c0] = t.following[2 * np.int64(state1) + bit]
-            for k in range(N_HASHED):
-                history = histories[k]
-                maps[history] = adapt(maps[history], bit, 1023)
-                table[nodes[k]] = t.following[(history & _255) << _1 | np.uint64(bit)]
-            if in_match:
-                match_maps[match_map] = adapt(match_maps[match_map], bit, 255)
-            c0, node = 2 * c0 + bit, 2 * node + bit
-
-        # Remember the byte
-        if decoding:
-            text[i] = c0 & 255
-        c = np.uint64(c0 & 255)
-        last8 = last8 << _8 | c
-        rate += ((8 << 10) - rate) >> 13
-        letter = c | np.uint64(32)
-        if (letter >= np.uint64(97) and letter <= np.uint64(122)) or c >= np.uint64(128):
-            word = (word + letter) * _SPREAD
-        else:
-            word = np.uint64(0)
-        if length and text[matched] == text[i]:
-            length, matched = min(length + 1, 65535), matched + 1
-        else:
-            length = 0
-        h = (last8 << _24) * _SPREAD
-        seat = np.int64((h >> _40) & match_mask)
-        if length == 0:
-            matched = np.int64(matches[seat])
-            while length < 32 and length < matched and text[matched - 1 - length] == text[i - length]:
+            h = hashes[np.uint64(k)]
+            h = (h ^ (h >> _28)) * _NIBBLE
+            h ^= h >> _24
+            hashes[np.uint64(k)] = h
+            prefetch(table, np.int64((h >> _20) & table_mask))
+        if length == 0 and candidate > 0:
+            matched = candidate + 1
+            while length < 400 and length < matched and get(text, matched - 1 - length) == get(text, i - 1 - length):
                 length += 1
             if length < MIN_MATCH:
                 length = 0
-        matches[seat] = i + 1
+        candidate = get(matches, seat)
+        if candidate:
+            candidate += 1
+            prefetch(text, candidate + 1)
+        put(matches, seat, max(i - 1, 0))
+        seat = next_seat
+
+        expected = get(paths, get(text, matched)) if length else 0
+        bucket, match_map = 0, 0
+        if length:
+            bucket = 1 + (length > 7) + (length > 15)
+            match_map = 2 * (length if length < 16 else min(16 + ((length - 16) >> 3), 63))
+        in_match = length > 0
+        path, depth, c0, node = 0, 0, 0, 1
+        byte_path = 0 if decoding else get(paths, get(text, i))
+        if decoding and at > code.size + 8:
+            return -1
+        while c0 < LEAF:
+            if depth & 3 == 0:
+                if depth:
+                    for k in range(N_HASHED):
+                        h = (hashes[np.uint64(k)] + np.uint64(c0 + 1)) * _SPREAD
+                        h ^= h >> _28
+                        hashes[np.uint64(k)] = h
+                        prefetch(table, np.int64((h >> _20) & table_mask))
+                for k in range(N_HASHED):
+                    h = hashes[np.uint64(k)]
+                    put(slots, k, seek(table, np.int64((h >> _20) & table_mask), np.int64(h >> _56), t))
+                node = 1
+            down = 15 - depth
+            apm0, apm1 = c0 * APM_BINS, (256 + (last1 << 8) + c0) * APM_BINS
+            prefetch(apm, apm1)
+
+            # Predict
+            at1 = 256 + (last1 << 8) + c0
+            at2, at3, at4 = get(slots, 0) + node, get(slots, 1) + node, get(slots, 2) + node
+            at5, at6, at7 = get(slots, 3) + node, get(slots, 4) + node, get(slots, 5) + node
+            s0, s1 = get(direct, c0), 256 + get(direct, at1)
+            s2, s3, s4 = 512 + get(table, at2), 768 + get(table, at3), 1024 + get(table, at4)
+            s5, s6, s7 = 1280 + get(table, at5), 1536 + get(table, at6), 1792 + get(table, at7)
+            p0, p1, p2, p3 = get(maps, s0), get(maps, s1), get(maps, s2), get(maps, s3)
+            p4, p5, p6, p7 = get(maps, s4), get(maps, s5), get(maps, s6), get(maps, s7)
+            next_bit = (expected >> down) & 1
+            in_match = in_match and (expected ^ path) >> (down + 1) == 0
+            match_at, match_p = match_map + next_bit, 0
+            if in_match:
+                match_p = get(t.stretch, get(match_maps, match_at) >> 20)
+            x = (
+                get(t.stretch, p0 >> 4), get(t.stretch, p1 >> 4), get(t.stretch, p2 >> 4), get(t.stretch, p3 >> 4),
+                get(t.stretch, p4 >> 4), get(t.stretch, p5 >> 4), get(t.stretch, p6 >> 4), get(t.stretch, p7 >> 4),
+                (p0 - 32768) >> 5, (p1 - 32768) >> 5, (p2 - 32768) >> 5, (p3 - 32768) >> 5,
+                (p4 - 32768) >> 5, (p5 - 32768) >> 5, (p6 - 32768) >> 5, match_p,
+            )  # fmt: skip
+            in_bucket = bucket if in_match else 0
+            seen = (s2 != 512) + (s3 != 768) + (s4 != 1024) + (s5 != 1280)
+            row_a = c0 * LANES
+            row_b = (SETS_B + (in_bucket << 8) + last1) * LANES
+            row_c = (SETS_C + ((seen * 4 + in_bucket) << 3) + min(depth, 7)) * LANES
+            mixed = min(max(mix3(weights, row_a, row_b, row_c, x), -STRETCH_LIMIT), STRETCH_LIMIT)
+            p = get(t.squash, mixed + DOMAIN)
+            at_bin, part = bin_of(mixed)
+            apm0, apm1 = apm0 + at_bin, apm1 + at_bin
+            q = (p + refined(apm, apm0, part) + 2 * refined(apm, apm1, part) + 2) >> 2
+            q = min(max(q, 1), 65535)
+
+            # Code
+            if decoding:
+                bit, value, width, at = decode_bit(value, width, at, code, q, 16)
+            else:
+                bit = (byte_path >> down) & 1
+                low, width, at = encode_bit(low, width, at, code, q, 16, bit)
+
+            # Learn
+            goal = 65535 * bit
+            error = min(max((goal - p) * (rate >> 10) >> 6, -32768), 32767)
+            train3(weights, row_a, row_b, row_c, x, error)
+            near = part >> 6
+            was = get(apm, apm0 + near)
+            put(apm, apm0 + near, was + ((goal - was) >> 6))
+            was = get(apm, apm1 + near)
+            put(apm, apm1 + near, was + ((goal - was) >> 6))
+            put(maps, s0, p0 + ((goal - p0) >> 8))
+            put(maps, s1, p1 + ((goal - p1) >> 8))
+            put(maps, s2, p2 + ((goal - p2) >> 8))
+            put(maps, s3, p3 + ((goal - p3) >> 8))
+            put(maps, s4, p4 + ((goal - p4) >> 8))
+            put(maps, s5, p5 + ((goal - p5) >> 8))
+            put(maps, s6, p6 + ((goal - p6) >> 8))
+            put(maps, s7, p7 + ((goal - p7) >> 8))
+            put(direct, c0, get(t.following, 2 * s0 + bit))
+            put(direct, at1, get(t.following, 2 * (s1 & 255) + bit))
+            put(table, at2, get(t.following, 2 * (s2 & 255) + bit))
+            put(table, at3, get(t.following, 2 * (s3 & 255) + bit))
+            put(table, at4, get(t.following, 2 * (s4 & 255) + bit))
+            put(table, at5, get(t.following, 2 * (s5 & 255) + bit))
+            put(table, at6, get(t.following, 2 * (s6 & 255) + bit))
+            put(table, at7, get(t.following, 2 * (s7 & 255) + bit))
+            if in_match:
+                match_maps[match_at] = adapt(match_maps[match_at], bit, 1023)
+            path |= bit << down
+            depth += 1
+            c0, node = get(child, 2 * c0 + bit), 2 * node + bit
+
+        # Remember the byte
+        byte = c0 - LEAF
+        if decoding:
+            put(text, i, byte)
+        c = np.uint64(byte)
+        last8 = last8 << _8 | c
+        rate += (LAST_RATE - rate) >> 14
+        letter = byte | 32
+        if (letter >= 97 and letter <= 122) or byte >= 128:
+            word = (word + np.uint64(letter)) * _SPREAD
+        else:
+            word = np.uint64(0)
+        if length and get(text, matched) == byte:
+            length, matched = min(length + 1, 65535), matched + 1
+        else:
+            length = 0
 
     if decoding:
         return at if ended(value, width, at, code) else -1
@@ -407,35 +596,67 @@ def _transcode(text, code, decoding, work, t):
 
 
 class Workspace(NamedTuple):
-    """The arrays whose size depends on the text."""
+    """All that the loop writes, beside the text and the code."""
 
     table: np.ndarray  # (2^k,) uint8 zeros, slots of 16 bytes; starts on a cache line
-    matches: np.ndarray  # (2^(k-6),) int32 zeros, hash of the last MIN_MATCH bytes -> where they were last followed
-    apm: np.ndarray  # ((256 + 65536) · APM_BINS,) uint16, adaptive probability maps, at first the identity
+    matches: np.ndarray  # (2^(k-6),) int32 zeros, hash of MIN_MATCH bytes -> where they were last followed
+    apm: np.ndarray  # ((256 + 65536) · APM_BINS,) uint16, adaptive probability maps, at first the identity; on a cache line
+    weights: np.ndarray  # (N_SETS · LANES,) int16; on a cache line
+    maps: np.ndarray  # (256 · N_CONTEXTS,) uint16, bit history -> adaptive probability
+    match_maps: np.ndarray  # (128,) uint32
+    direct: np.ndarray  # (256 + 65536,) uint8, bit histories of orders 0 and 1
+    hashes: np.ndarray  # (N_HASHED,) uint64
+    slots: np.ndarray  # (N_HASHED,) int64
+
+
+def on_a_line(n: int, dtype: type) -> np.ndarray:
+    """(n,) zeros that start on a cache line, and on pages as large as the system has where they are many."""
+    room = np.zeros(n * np.dtype(dtype).itemsize + 64, np.uint8)
+    at = -room.ctypes.data % 64
+    return room[at : at + n * np.dtype(dtype).itemsize].view(dtype)
+
+
+def fresh_maps(n: int, t: Tables) -> np.ndarray:
+    """(n · APM_BINS,) uint16, adaptive probability maps that change nothing."""
+    line = t.squash[np.clip(np.arange(APM_BINS) * 4096 // (APM_BINS - 1) - 2048, -STRETCH_LIMIT, STRETCH_LIMIT) + DOMAIN]
+    out = on_a_line(n * APM_BINS, np.uint16)
+    out.reshape(n, APM_BINS)[:] = line
+    return out
 
 
 def workspace_bytes(n: int, max_bits: int) -> int:
     """Memory of a coder for a text of `n` bytes, beside the text and the code."""
     size = 1 << table_bits(n, max_bits)
-    return size + size // 16 + (256 + 65536) * (2 * APM_BINS + 1) + 8 * 4096 + 4 * LANES * N_SETS
+    return size + size // 16 + (256 + 65536) * (2 * APM_BINS + 1) + 4096 * N_CONTEXTS + 2 * LANES * N_SETS
 
 
 def _workspace(n: int, max_bits: int, t: Tables) -> Workspace:
     size = 1 << table_bits(n, max_bits)
-    room = np.zeros(size + 64, np.uint8)
-    at = -room.ctypes.data % 64
-    line = t.squash[np.clip(np.arange(-16, 17) * 128, -STRETCH_LIMIT, STRETCH_LIMIT) + DOMAIN]
-    return Workspace(room[at : at + size], np.zeros(size // 64, np.int32), np.tile(line, 256 + 65536))
+    weights = on_a_line(N_SETS * LANES, np.int16)
+    weights.reshape(N_SETS, LANES)[:, :N_CONTEXTS] = FIRST_WEIGHT
+    weights.reshape(N_SETS, LANES)[:, LANES - 1] = FIRST_MATCH_WEIGHT
+    return Workspace(
+        table=on_a_line(size, np.uint8),
+        matches=np.zeros(size // 64, np.int32),
+        apm=fresh_maps(256 + 65536, t),
+        weights=weights,
+        maps=np.tile((t.start >> 16).astype(np.uint16), N_CONTEXTS),
+        match_maps=np.full(128, FRESH, np.uint32),
+        direct=np.zeros(256 + 65536, np.uint8),
+        hashes=np.zeros(N_HASHED, np.uint64),
+        slots=np.zeros(N_HASHED, np.int64),
+    )
 
 
 def encode(text: np.ndarray, max_bits: int) -> np.ndarray | None:
     """text: (n,) uint8, n < 2^31 -> its code, uint8; None where the code would not be shorter than the text."""
     if text.size >= 1 << 31:
         raise BadInput(f"a block of {text.size:,} bytes; below 2^31 is possible, cut it")
+    sent, tree = plant(text)
     code = np.zeros(text.size, np.uint8)
     t = tables()
-    n = _transcode(np.array(text, np.uint8), code, False, _workspace(text.size, max_bits, t), t)
-    return code[:n] if n < text.size else None
+    n = _transcode(np.array(text, np.uint8), code, False, tree, _workspace(text.size, max_bits, t), t)
+    return np.append(sent, code[:n]) if n + sent.size < text.size else None
 
 
 def decode(code: np.ndarray, n: int, max_bits: int) -> np.ndarray:
@@ -445,12 +666,13 @@ def decode(code: np.ndarray, n: int, max_bits: int) -> np.ndarray:
     ------
     CorruptStream: the code is not one that `encode` makes for a text of this length.
     """
-    # No bit costs less than log2(65536 / 65535) bits, hence no byte less than 1/5679 of one.
-    if n >= 1 << 31 or n > 5680 * 8 * (code.size + 8):
+    # No decision costs less than log2(65536 / 65535) bits, and no byte less than one decision.
+    if n >= 1 << 31 or n > 5680 * 64 * (code.size + 8):
         raise CorruptStream(f"{code.size:,} bytes of code cannot hold {n:,} bytes")
     claim(n + workspace_bytes(n, max_bits), "the text and its model")
+    code, tree = replant(code)
     text = np.zeros(n, np.uint8)
     t = tables()
-    if _transcode(text, np.array(code, np.uint8), True, _workspace(n, max_bits, t), t) < 0:
+    if _transcode(text, np.array(code, np.uint8), True, tree, _workspace(n, max_bits, t), t) < 0:
         raise CorruptStream(f"the code of {n:,} bytes does not end where it should")
     return text

@@ -1,15 +1,16 @@
 """Context mixing of bytes with contexts that the kind of data picks: the strongest coder of bytes here, in integers.
 
-    24 contexts: orders 0–6 and 8, words, sparse, columns and records, what followed last, the expected byte
-         └─▶ slot of 15 bit histories (a half byte) ─▶ adaptive probability ─▶ stretch(p), p − ½          ┐
-    8 of them: the byte that came last there, how often in a row ─▶ adaptive probability ─▶ stretch(p)    ├─▶ 6 mixers ─▶
-    two matches, of at least 7 and 4 bytes: length, predicted bit ─▶ adaptive probability ─▶ both         ┘
+    26 contexts: orders 0–6 and 8, words, sparse, columns and records, what followed last, the expected byte
+         └─▶ slot of 15 bit histories (four decisions) ─▶ adaptive probability ─▶ stretch(p), p − ½       ┐
+    8 of them: the byte that came last there, how often in a row ─▶ adaptive probability ─▶ stretch(p)    ├─▶ 7 mixers ─▶
+    two matches, of at least 7 and 5 bytes: length, predicted bit ─▶ adaptive probability ─▶ both         ┘
     ─▶ 2 mixers of mixers, averaged ─▶ 3 adaptive probability maps, averaged ─▶ arithmetic coder
 
-Every mixer picks its weights by something else: the bits of this byte; the last byte; the one before; the match; classes of
-the last characters; high bits of the last three bytes. One loop serves both directions, so that encoder and decoder cannot
+Decisions are those of a tree of bytes (`kernels.bytetree`). Every mixer picks its weights by something else: the node of the
+tree; the last byte; the one before; the match; classes of the last characters; high bits of the last three bytes; the node
+and how many of the first six contexts were seen. What lies behind a cache is asked for before it is needed. One loop serves both directions, so that encoder and decoder cannot
 disagree, and nothing depends on threads. Arithmetic and constant tables are those of `kernels.bytemix`: integers, in
-fixed point; a mixer weight of 1.0 is 65536.
+fixed point; a mixer weight of 1.0 is 16384 in the first layer and 65536 in the last.
 
 `Program` says what a kind of data is predicted from: bytes of the last eight by a mask, and a set of features. What kind
 it is, the encoder finds in the data (`entropy.contextmix`) and sends.
@@ -30,101 +31,105 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from laconic.core.errors import BadInput, CorruptStream, claim
+from laconic.kernels import bytemix
 from laconic.kernels.bytemix import (
     APM_BINS,
     DOMAIN,
+    FAST,
     LANES,
     STRETCH_LIMIT,
-    _bin,
-    _splat,
-    _vector,
-    lanes_summed,
+    bin_of,
+    fresh_maps,
+    get,
+    halves_summed,
+    on_a_line,
+    pairs,
     prefetch,
+    put,
+    refined,
+    seek,
+    shorts,
+    stepped,
     tables,
-    take_slot,
 )
+from laconic.kernels.bytetree import LEAF, plant, replant
 from laconic.kernels.rangecoder import ENCODER, FRESH, adapt, decode_bit, encode_bit, ended, finish, start
 
-WEIGHT_LIMIT = (1 << 20) - 1
-SETS = 6  # mixers of the first layer
-ROWS = (0, 256, 512, 768, 768 + 1024, 768 + 3072, 768 + 5120)  # where each one's weights begin
+SETS = 7  # mixers of the first layer
+ROWS = (0, 256, 512, 768, 1792, 3840, 5888, 7680)  # where each one's weights begin
 N_RUNS = 8  # contexts, from the first, that remember the byte that came last in them
-N_FEATURES = 26
+N_FEATURES = 26  # and a last one that is 0
 N_APMS = 256 + 2 * 65536
 MIN_BITS, MAX_BITS = 16, 28
 MAX_RECORD = 2048
-LEN, AT, BYTE, MAP = (
-    0,
-    1,
-    2,
-    3,
-)  # of a match: length, place, the byte it expects (with a leading 1), its adaptive probability
+# Of a match: length, place, the byte it expects (with a leading 1), its adaptive probability, the path of that byte; where
+# the bytes before the last one are kept, what was kept there a byte before
+LEN, AT, BYTE, MAP, PATH, KEPT, CANDIDATE = range(7)
 SEAT, CHECK, COUNT, LAST = 0, 1, 2, 3  # of a run
 # Of `past`: the last eight bytes, newest lowest; hashes of this word and of two before; how the line began; classes
 BYTES8, WORD, WORD1, WORD2, BEGIN, CLASSES = 0, 1, 2, 3, 4, 5
-MIN_MATCH = (7, 4)
-MIX_WEIGHT, RUN_WEIGHT, MATCH_WEIGHT = 16000, 4000, 20000  # at first
-FIRST_RATE, LAST_RATE, FINAL_RATE = 28 << 10, 6 << 10, 3  # of learning, in 1024ths of a sixteenth; of the last layer
+MIN_MATCH = (7, 5)
+# Weights at first: of stretch(p), of p − ½, of a run, of the two of a match
+MIX_WEIGHT, HALF_WEIGHT, RUN_WEIGHT, MATCH_WEIGHT, MATCH_HALF_WEIGHT = 2400, -800, 450, 3500, -1500
+FIRST_RATE, LAST_RATE, FINAL_RATE = 28 << 10, 8 << 10, 6  # of learning, in 1024ths; of the last layer, in sixteenths
 
 _u = np.uint64
 _M1, _M2 = _u(0x9E3779B97F4A7C15), _u(0xD6E8FEB86659FD93)
-_1, _4, _8, _15, _16, _28, _32, _40, _48, _56, _255 = (_u(k) for k in (1, 4, 8, 15, 16, 28, 32, 40, 48, 56, 255))
-_FAST = {"_nrt": False, "forceinline": True}
+_1, _4, _8, _15, _16, _28, _32, _48, _56, _255 = (_u(k) for k in (1, 4, 8, 15, 16, 28, 32, 48, 56, 255))
 _LOOP = {"cache": True, "nogil": True, "_nrt": False}  # without reference counts, which would cost more than the coder
 
 
 def mix(weights, row, x, n):
-    """Σ (weights[row + i] · x[i] >> 8) >> 8 over n inputs, a multiple of LANES."""
-    return sum(int(weights[row + i]) * int(x[i]) >> 8 for i in range(n)) >> 8
+    """Σ over lanes, each >> 3, of weights[row + i] · x[i]; >> 11. n: a multiple of LANES, at most 256; a lane is a pair of LANES."""
+    total = 0
+    for k in range(0, LANES, 2):
+        total += sum(int(weights[row + i]) * int(x[i]) for j in range(k, n, LANES) for i in (j, j + 1)) >> 3
+    return total >> 11
 
 
 @intrinsic
 def _mix(typingctx, weights, row, x, n):
     def codegen(context, builder, sig, args):
-        total = cgutils.alloca_once_value(builder, ir.Constant(ir.VectorType(ir.IntType(32), LANES), None))
-        i64 = ir.IntType(64)
+        lanes, i64 = ir.VectorType(ir.IntType(32), LANES // 2), ir.IntType(64)
+        total = cgutils.alloca_once_value(builder, ir.Constant(lanes, None))
         with cgutils.for_range_slice(builder, i64(0), args[3], i64(LANES)) as (i, _):
-            w = builder.load(_vector(context, builder, sig.args[0], args[0], builder.add(args[1], i)), align=4)
-            v = builder.load(_vector(context, builder, sig.args[2], args[2], i), align=4)
-            builder.store(builder.add(builder.load(total), builder.ashr(builder.mul(w, v), _splat(8))), total)
-        return lanes_summed(builder, builder.load(total))
+            w = builder.load(shorts(context, builder, sig.args[0], args[0], builder.add(args[1], i)), align=32)
+            v = builder.load(shorts(context, builder, sig.args[2], args[2], i), align=32)
+            builder.store(builder.add(builder.load(total), pairs(builder, w, v)), total)
+        return builder.ashr(halves_summed(builder, builder.load(total)), i64(11))
 
     return types.int64(weights, types.int64, x, types.int64), codegen
 
 
-@overload(mix, jit_options=_FAST)
+@overload(mix, jit_options=FAST)
 def _mix_overload(weights, row, x, n):
     return lambda weights, row, x, n: _mix(weights, row, x, n)
 
 
 def train(weights, row, x, n, error):
-    """weights[row + i] += x[i] · error / 2^16, rounded, within the limit."""
+    """weights[row + i] += x[i] · error + 2^15 >> 16, saturated. error: int16."""
     for i in range(n):
         w = int(weights[row + i]) + (int(x[i]) * error + (1 << 15) >> 16)
-        weights[row + i] = min(max(w, -WEIGHT_LIMIT), WEIGHT_LIMIT)
+        weights[row + i] = min(max(w, -32768), 32767)
 
 
 @intrinsic
 def _train(typingctx, weights, row, x, n, error):
     def codegen(context, builder, sig, args):
-        e = builder.trunc(args[4], ir.IntType(32))
-        e = builder.insert_element(_splat(0), e, ir.IntType(32)(0))
-        e = builder.shuffle_vector(e, e, _splat(0))
-        i64 = ir.IntType(64)
+        i64, i32 = ir.IntType(64), ir.IntType(32)
+        nothing = ir.Constant(ir.VectorType(ir.IntType(16), LANES), None)
+        e = builder.insert_element(nothing, builder.trunc(args[4], ir.IntType(16)), i32(0))
+        e = builder.shuffle_vector(e, e, ir.Constant(ir.VectorType(i32, LANES), None))
         with cgutils.for_range_slice(builder, i64(0), args[3], i64(LANES)) as (i, _):
-            at = _vector(context, builder, sig.args[0], args[0], builder.add(args[1], i))
-            v = builder.load(_vector(context, builder, sig.args[2], args[2], i), align=4)
-            step = builder.ashr(builder.add(builder.mul(v, e), _splat(1 << 15)), _splat(16))
-            w = builder.add(builder.load(at, align=4), step)
-            for predicate, bound in (("<", WEIGHT_LIMIT), (">", -WEIGHT_LIMIT)):
-                w = builder.select(builder.icmp_signed(predicate, w, _splat(bound)), w, _splat(bound))
-            builder.store(w, at, align=4)
+            at = shorts(context, builder, sig.args[0], args[0], builder.add(args[1], i))
+            v = builder.load(shorts(context, builder, sig.args[2], args[2], i), align=32)
+            builder.store(stepped(builder, builder.load(at, align=32), v, e), at, align=32)
         return context.get_dummy_value()
 
     return types.void(weights, types.int64, x, types.int64, types.int64), codegen
 
 
-@overload(train, jit_options=_FAST)
+@overload(train, jit_options=FAST)
 def _train_overload(weights, row, x, n, error):
     return lambda weights, row, x, n, error: _train(weights, row, x, n, error)
 
@@ -133,7 +138,7 @@ class Program(NamedTuple):
     """What a kind of data is predicted from."""
 
     masks: np.ndarray  # (n,) uint64, bytes of the last eight that are hashed into each context
-    features: np.ndarray  # (n,) uint32, bit set of the features hashed in
+    features: np.ndarray  # (3 n,) uint8, the features hashed in, N_FEATURES where there is none
     record: int  # distance of the byte above, at least 1
     record2: int  # another such distance
     stride: int  # bytes a sample has
@@ -146,70 +151,71 @@ class State(NamedTuple):
     runs: np.ndarray  # (2^(k-4),) uint32: check, how often, byte
     matches: np.ndarray  # (2 · 2^m,) int32, hash of the last bytes -> where they were last followed
     apm: np.ndarray  # (N_APMS · APM_BINS,) uint16
-    x: np.ndarray  # (n inputs, a multiple of LANES) int32
-    weights: np.ndarray  # (ROWS[SETS] · n inputs,) int32
+    x: np.ndarray  # (n inputs, a multiple of LANES) int16
+    weights: np.ndarray  # (ROWS[SETS] · n inputs,) int16
     final: np.ndarray  # (512 · LANES,) int32
     outs: np.ndarray  # (LANES,) int32, what the first layer gave
     rows: np.ndarray  # (SETS,) int64
-    maps: np.ndarray  # (256 · n,) uint32, bit history -> adaptive probability
+    maps: np.ndarray  # (256 · n,) uint16, bit history -> adaptive probability
     run_maps: np.ndarray  # (64 · N_RUNS,) uint32
     match_maps: np.ndarray  # (2 · 128,) uint32
     hashes: np.ndarray  # (n,) uint64
-    slots: np.ndarray  # (n,) uint64
+    slots: np.ndarray  # (n,) int64
     run: np.ndarray  # (N_RUNS, 4) int64
     run_map: np.ndarray  # (N_RUNS,) int64, -1 where a run says nothing
-    feature: np.ndarray  # (N_FEATURES,) uint64
+    feature: np.ndarray  # (N_FEATURES + 1,) uint64
     indirect1: np.ndarray  # (256,) uint64, the three bytes that last followed a byte
     indirect2: np.ndarray  # (65536,) uint64, and two bytes
-    match: np.ndarray  # (2, 4) int64
+    match: np.ndarray  # (2, 7) int64
     past: np.ndarray  # (6,) uint64
     line: np.ndarray  # (2,) int64, where this line and the one before begin
 
 
 def _sizes(bits, n_ctx):
     """(bits of a table of matches, inputs)."""
-    n_in = 2 * n_ctx + N_RUNS + 5
+    n_in = 2 * n_ctx + N_RUNS + 4
     return min(max(bits - 6, 16), 22), n_in + -n_in % LANES
 
 
 def workspace_bytes(bits: int) -> int:
     """Memory of a coder with 2^bits bytes of history, beside the text and the code."""
     match_bits, n_in = _sizes(bits, N_CONTEXTS)
-    return (5 << bits - 2) + (8 << match_bits) + 2 * N_APMS * APM_BINS + 4 * ROWS[SETS] * n_in + (3 << 18)
+    return (5 << bits - 2) + (8 << match_bits) + 2 * N_APMS * APM_BINS + 2 * ROWS[SETS] * n_in + (3 << 18)
 
 
 def _state(bits, program, t):
     n_ctx = program.masks.size
     match_bits, n_in = _sizes(bits, n_ctx)
-    row, last = np.zeros(n_in, np.int32), np.zeros(LANES, np.int32)
-    row[: 2 * n_ctx : 2] = MIX_WEIGHT
+    row, last = np.zeros(n_in, np.int16), np.zeros(LANES, np.int32)
+    row[: 2 * n_ctx : 2], row[1 : 2 * n_ctx : 2] = MIX_WEIGHT, HALF_WEIGHT
     row[2 * n_ctx : 2 * n_ctx + N_RUNS] = RUN_WEIGHT
-    row[2 * n_ctx + N_RUNS : 2 * n_ctx + N_RUNS + 4 : 2] = MATCH_WEIGHT
+    row[2 * n_ctx + N_RUNS : 2 * n_ctx + N_RUNS + 4] = (MATCH_WEIGHT, MATCH_HALF_WEIGHT) * 2
     last[:SETS] = 65536 // SETS
-    room = np.zeros((1 << bits) + 64, np.uint8)
-    at = -room.ctypes.data % 64
-    line = t.squash[np.clip(np.arange(-16, 17) * 128, -STRETCH_LIMIT, STRETCH_LIMIT) + DOMAIN]
+    weights = on_a_line(ROWS[SETS] * n_in, np.int16)
+    weights.reshape(-1, n_in)[:] = row
+    match = np.zeros((2, 7), np.int64)
+    match[1, KEPT] = 1 << match_bits
     return State(
-        table=room[at : at + (1 << bits)],
+        table=on_a_line(1 << bits, np.uint8),
         runs=np.zeros(1 << bits - 4, np.uint32),
         matches=np.zeros(2 << match_bits, np.int32),
-        apm=np.tile(line, N_APMS),
-        x=np.zeros(n_in, np.int32),
-        weights=np.tile(row, ROWS[SETS]),
+        apm=fresh_maps(N_APMS, t),
+        x=on_a_line(n_in, np.int16),
+        weights=weights,
         final=np.tile(last, 512),
         outs=np.zeros(LANES, np.int32),
         rows=np.zeros(SETS, np.int64),
-        maps=np.tile(t.start, n_ctx),
+        maps=np.tile((t.start >> 16).astype(np.uint16), n_ctx),
         run_maps=np.full(64 * N_RUNS, FRESH, np.uint32),
         match_maps=np.full(256, FRESH, np.uint32),
         hashes=np.zeros(n_ctx, np.uint64),
-        slots=np.zeros(n_ctx, np.uint64),
+        slots=np.zeros(n_ctx, np.int64),
         run=np.zeros((N_RUNS, 4), np.int64),
         run_map=np.zeros(N_RUNS, np.int64),
-        feature=np.zeros(N_FEATURES, np.uint64),
+        feature=np.zeros(N_FEATURES + 1, np.uint64),
         indirect1=np.zeros(256, np.uint64),
         indirect2=np.zeros(65536, np.uint64),
-        match=np.zeros((2, 4), np.int64),
+        match=match,
         past=np.zeros(6, np.uint64),
         line=np.zeros(2, np.int64),
     )
@@ -260,14 +266,11 @@ def _contexts(text, i, program, w):
     for k in range(masks.size):
         h = (last8 & masks[k]) * _M1 + np.uint64(k + 1) * _M2
         h = (h ^ (h >> _32)) * _M2
-        g, b = features[k], 0
-        while g:
-            if g & 1:
-                h = (h + feature[b] + np.uint64(b)) * _M1
-                h ^= h >> _28
-            g >>= 1
-            b += 1
-        h = h * _M1
+        h = (h + feature[np.uint64(features[3 * k])]) * _M1
+        h ^= h >> _28
+        h = (h + feature[np.uint64(features[3 * k + 1])]) * _M2
+        h ^= h >> _32
+        h = (h + feature[np.uint64(features[3 * k + 2])]) * _M1
         h ^= h >> _32
         hashes[k] = h
         prefetch(w.table, np.int64((h >> _8) & table_mask))
@@ -284,33 +287,19 @@ def _contexts(text, i, program, w):
 @njit(**_LOOP)
 def _seek(w, t):
     """Find or take the slot of every context."""
-    table, hashes, slots = w.table, w.hashes, w.slots
-    table_mask = np.uint64(table.size - 1) & ~_15
-    for k in range(hashes.size):
-        first = (hashes[k] >> _8) & table_mask
-        second, third = first ^ _16, first ^ _32
-        check = hashes[k] >> _56
-        place = first
-        if table[first] != check:
-            if table[second] == check:
-                place = second
-            elif table[third] == check:
-                place = third
-            else:
-                seen1, seen2 = t.seen[table[first + _1]], t.seen[table[second + _1]]
-                place = first if seen1 <= seen2 else second
-                place = place if min(seen1, seen2) <= t.seen[table[third + _1]] else third
-                take_slot(table, place, check)
-        slots[k] = place
+    table_mask = np.uint64(w.table.size - 1) & ~_15
+    for k in range(w.hashes.size):
+        h = w.hashes[k]
+        put(w.slots, k, seek(w.table, np.int64((h >> _8) & table_mask), np.int64(h >> _56), t))
 
 
 @njit(**_LOOP)
 def _middle(w, c0):
-    """Between the two halves of a byte."""
+    """Between four decisions and the next."""
     hashes = w.hashes
     table_mask = np.uint64(w.table.size - 1) & ~_15
     for k in range(hashes.size):
-        h = (hashes[k] + np.uint64(c0)) * _M1
+        h = (hashes[k] + np.uint64(c0 + 1)) * _M1
         h ^= h >> _32
         hashes[k] = h
         prefetch(w.table, np.int64((h >> _8) & table_mask))
@@ -369,20 +358,27 @@ def _remember(text, i, program, w):
             match[m, LEN], match[m, AT] = min(match[m, LEN] + 1, 65535), match[m, AT] + 1
         else:
             match[m, LEN] = 0
-        h = (last8 << (_8 if m == 0 else _32)) * _M1
-        seat = m * n_match + np.int64((h >> _40) & match_mask)
-        if match[m, LEN] == 0:
-            found, ln = np.int64(w.matches[seat]), 0
-            while ln < 400 and ln < found and text[found - 1 - ln] == text[i - ln]:
+        # Two bytes before a match is taken up its place is asked for, one byte before its text.
+        seat = m * n_match + np.int64((((last8 << (_16 if m == 0 else _32)) * _M1) >> _28) & match_mask)
+        prefetch(w.matches, seat)
+        if match[m, LEN] == 0 and match[m, CANDIDATE]:
+            found, ln = match[m, CANDIDATE] + 1, 0
+            while ln < 400 and ln < found and get(text, found - 1 - ln) == get(text, i - ln):
                 ln += 1
             if ln >= MIN_MATCH[m]:
                 match[m, LEN], match[m, AT] = ln, found
-        w.matches[seat] = i + 1
+        before = get(w.matches, match[m, KEPT])
+        match[m, CANDIDATE] = before + 1 if before else 0
+        if before:
+            prefetch(text, before + 2)
+        put(w.matches, match[m, KEPT], i)
+        match[m, KEPT] = seat
         match[m, BYTE] = np.int64(text[match[m, AT]]) | 256 if match[m, LEN] else 0
 
 
 @njit(**_LOOP)
-def _transcode(text, code, decoding, program, w, t):
+def _transcode(text, code, decoding, tree, program, w, t):
+    child, paths = tree
     table, slots, x, weights, final, outs, rows = w.table, w.slots, w.x, w.weights, w.final, w.outs, w.rows
     maps, run_maps, match_maps, match, run, run_map = w.maps, w.run_maps, w.match_maps, w.match, w.run, w.run_map
     apm, past = w.apm, w.past
@@ -394,7 +390,6 @@ def _transcode(text, code, decoding, program, w, t):
     rate = FIRST_RATE
     base_runs = 2 * n_ctx
     base_match = base_runs + N_RUNS
-    x[base_match + 4] = 256
 
     for i in range(n):
         _contexts(text, i, program, w)
@@ -410,109 +405,114 @@ def _transcode(text, code, decoding, program, w, t):
         for m in range(2):
             ln = match[m, LEN]
             match[m, MAP] = m * 128 + 2 * (min(ln, 15) if ln < 16 else min(16 + ((ln - 16) >> 3), 63))
-        c0, node = 1, np.uint64(1)
-        byte = 0 if decoding else np.int64(text[i])
+            match[m, PATH] = get(paths, match[m, BYTE] & 255)
+        path, depth, c0, node = 0, 0, 0, 1
+        byte_path = 0 if decoding else get(paths, get(text, i))
         if decoding and at > code.size + 8:
             return -1
-        for j in range(8):
-            if j == 0 or j == 4:
-                if j == 4:
+        while c0 < LEAF:
+            j = min(depth, 7)
+            if depth & 3 == 0:
+                if depth:
                     _middle(w, c0)
                 _seek(w, t)
-                node = _1
+                node = 1
+            a0 = c0 * APM_BINS
+            a1 = (256 + (c1 << 8) + c0) * APM_BINS
+            a2 = (256 + 65536 + np.int64((hash2 + np.uint64(c0)) * _M2 >> _48)) * APM_BINS
+            prefetch(apm, a1)
+            prefetch(apm, a2)
 
             # Predict
-            up, down = 8 - j, 7 - j
+            up, down = 16 - depth, 15 - depth
+            seen = 0
             for k in range(n_ctx):
-                s = np.uint64(table[slots[k] + node]) | np.uint64(k) << _8
-                p = np.int64(maps[s] >> 20)
-                x[2 * k] = t.stretch[p]
-                x[2 * k + 1] = (p - 2048) >> 1
+                s = get(table, get(slots, k) + node)
+                p = get(maps, k << 8 | s) >> 4
+                put(x, 2 * k, get(t.stretch, p))
+                put(x, 2 * k + 1, (p - 2048) >> 1)
+                if k < 6:
+                    seen += s != 0
             for k in range(N_RUNS):
-                expected = run[k, LAST]
-                known = run[k, COUNT] != 0 and expected >> up == c0
+                expected = get(paths, run[k, LAST] & 255)
+                known = run[k, COUNT] != 0 and (expected ^ path) >> up == 0
                 run_map[k] = (k * 64 + min(run[k, COUNT], 31) * 2 + ((expected >> down) & 1)) if known else -1
-                x[base_runs + k] = t.stretch[run_maps[run_map[k]] >> 20] if known else 0
+                put(x, base_runs + k, get(t.stretch, get(run_maps, run_map[k]) >> 20) if known else 0)
             ex = 0
             for m in range(2):
                 at_x = base_match + 2 * m
-                if match[m, LEN] and match[m, BYTE] >> up == c0:
-                    b = (match[m, BYTE] >> down) & 1
-                    p = np.int64(match_maps[match[m, MAP] + b] >> 20)
-                    x[at_x] = t.stretch[p]
-                    x[at_x + 1] = (p - 2048) >> 1
+                if match[m, LEN] and (match[m, PATH] ^ path) >> up == 0:
+                    b = (match[m, PATH] >> down) & 1
+                    p = get(match_maps, match[m, MAP] + b) >> 20
+                    put(x, at_x, get(t.stretch, p))
+                    put(x, at_x + 1, (p - 2048) >> 1)
                     if m == 0:
                         ex = 1 + b
                 else:
                     match[m, LEN] = 0
-                    x[at_x] = 0
-                    x[at_x + 1] = 0
+                    put(x, at_x, 0)
+                    put(x, at_x + 1, 0)
             if ex == 0:
                 lb = 0
-            rows[0] = c0
-            rows[1] = ROWS[1] + c1
-            rows[2] = ROWS[2] + c2
-            rows[3] = ROWS[3] + (lb * 3 + ex) * 8 + j
-            rows[4] = class_row + j
-            rows[5] = c3_row + j
+            rows[0] = c0 * n_in
+            rows[1] = (ROWS[1] + c1) * n_in
+            rows[2] = (ROWS[2] + c2) * n_in
+            rows[3] = (ROWS[3] + (lb * 3 + ex) * 8 + j) * n_in
+            rows[4] = (class_row + j) * n_in
+            rows[5] = (c3_row + j) * n_in
+            rows[6] = (ROWS[6] + (seen << 8) + c0) * n_in
             for s in range(SETS):
-                o = mix(weights, rows[s] * n_in, x, n_in)
-                outs[s] = min(max(o, -STRETCH_LIMIT), STRETCH_LIMIT)
+                o = mix(weights, get(rows, s), x, n_in)
+                put(outs, s, min(max(o, -STRETCH_LIMIT), STRETCH_LIMIT))
             row_a, row_b = c0 * LANES, (256 + (lb * 3 + ex) * 8 + j) * LANES
-            mixed_a = min(max(mix(final, row_a, outs, LANES), -DOMAIN), DOMAIN)
-            mixed_b = min(max(mix(final, row_b, outs, LANES), -DOMAIN), DOMAIN)
+            mixed_a = min(max(bytemix.mix(final, row_a, outs, 0), -DOMAIN), DOMAIN)
+            mixed_b = min(max(bytemix.mix(final, row_b, outs, 0), -DOMAIN), DOMAIN)
             mixed = (mixed_a + mixed_b) >> 1
-            p = np.int64(t.squash[mixed + DOMAIN])
-            at_bin, part = _bin(min(max(mixed, -STRETCH_LIMIT), STRETCH_LIMIT))
-            a0 = c0 * APM_BINS + at_bin
-            a1 = (256 + (c1 << 8) + c0) * APM_BINS + at_bin
-            a2 = (256 + 65536 + np.int64((hash2 + np.uint64(c0)) * _M2 >> _48)) * APM_BINS + at_bin
-            q0 = (np.int64(apm[a0]) * (128 - part) + np.int64(apm[a0 + 1]) * part) >> 7
-            q1 = (np.int64(apm[a1]) * (128 - part) + np.int64(apm[a1 + 1]) * part) >> 7
-            q2 = (np.int64(apm[a2]) * (128 - part) + np.int64(apm[a2 + 1]) * part) >> 7
-            p = min(max((2 * p + q0 + 2 * q1 + 3 * q2 + 4) >> 3, 1), 65535)
+            p = get(t.squash, mixed + DOMAIN)
+            at_bin, part = bin_of(min(max(mixed, -STRETCH_LIMIT), STRETCH_LIMIT))
+            a0, a1, a2 = a0 + at_bin, a1 + at_bin, a2 + at_bin
+            q = 2 * p + refined(apm, a0, part) + 2 * refined(apm, a1, part) + 3 * refined(apm, a2, part)
+            q = min(max((q + 4) >> 3, 1), 65535)
 
             # Code
             if decoding:
-                bit, value, width, at = decode_bit(value, width, at, code, p, 16)
+                bit, value, width, at = decode_bit(value, width, at, code, q, 16)
             else:
-                bit = (byte >> down) & 1
-                low, width, at = encode_bit(low, width, at, code, p, 16, bit)
+                bit = (byte_path >> down) & 1
+                low, width, at = encode_bit(low, width, at, code, q, 16, bit)
 
             # Learn
-            target = bit << 16
+            goal = bit << 16
             lr = rate >> 10
             for s in range(SETS):
-                e = (target - np.int64(t.squash[outs[s] + DOMAIN])) * lr >> 4
-                train(weights, rows[s] * n_in, x, n_in, e)
-            train(final, row_a, outs, LANES, (target - np.int64(t.squash[mixed_a + DOMAIN])) * FINAL_RATE >> 4)
-            train(final, row_b, outs, LANES, (target - np.int64(t.squash[mixed_b + DOMAIN])) * FINAL_RATE >> 4)
-            goal = 65535 * bit
-            apm[a0] += (goal - np.int64(apm[a0])) >> 6
-            apm[a0 + 1] += (goal - np.int64(apm[a0 + 1])) >> 6
-            apm[a1] += (goal - np.int64(apm[a1])) >> 6
-            apm[a1 + 1] += (goal - np.int64(apm[a1 + 1])) >> 6
-            apm[a2] += (goal - np.int64(apm[a2])) >> 6
-            apm[a2 + 1] += (goal - np.int64(apm[a2 + 1])) >> 6
-            next_ = np.uint64(bit)
+                error = (goal - get(t.squash, get(outs, s) + DOMAIN)) * lr >> 6
+                train(weights, get(rows, s), x, n_in, min(max(error, -32768), 32767))
+            bytemix.train(final, row_a, outs, 0, (goal - get(t.squash, mixed_a + DOMAIN)) * FINAL_RATE >> 4)
+            bytemix.train(final, row_b, outs, 0, (goal - get(t.squash, mixed_b + DOMAIN)) * FINAL_RATE >> 4)
+            goal -= bit
+            for a in (a0, a0 + 1, a1, a1 + 1, a2, a2 + 1):
+                was = get(apm, a)
+                put(apm, a, was + ((goal - was) >> 6))
             for k in range(n_ctx):
-                here = slots[k] + node
-                history = np.uint64(table[here])
-                s = history | np.uint64(k) << _8
-                maps[s] = adapt(maps[s], bit, 1023)
-                table[here] = t.following[history << _1 | next_]
+                here = get(slots, k) + node
+                history = get(table, here)
+                s = k << 8 | history
+                p = get(maps, s)
+                put(maps, s, p + ((goal - p) >> 8))
+                put(table, here, get(t.following, 2 * history + bit))
             for k in range(N_RUNS):
                 if run_map[k] >= 0:
                     run_maps[run_map[k]] = adapt(run_maps[run_map[k]], bit, 1023)
             for m in range(2):
                 if match[m, LEN]:
-                    b = (match[m, BYTE] >> down) & 1
+                    b = (match[m, PATH] >> down) & 1
                     match_maps[match[m, MAP] + b] = adapt(match_maps[match[m, MAP] + b], bit, 1023)
-            c0 = 2 * c0 + bit
-            node = node << _1 | next_
+            path |= bit << down
+            depth += 1
+            c0, node = get(child, 2 * c0 + bit), 2 * node + bit
 
         if decoding:
-            text[i] = c0 & 255
+            put(text, i, c0 - LEAF)
         rate += (LAST_RATE - rate) >> 13
         _remember(text, i, program, w)
 
@@ -531,8 +531,8 @@ _N2, _NE, _NW, _GRADIENT, _MEAN, _W, _LINEAR, _NN2, _PART = range(17, 26)
 _TEXT = (
     (ORDER[1],), (ORDER[2],), (ORDER[3],), (ORDER[4],), (ORDER[5],), (ORDER[6],), (0, _WORD), (ORDER[1], _WORD, _WORD1),
     (0,), (ORDER[8],), (0, _WORD, _WORD2), (0, _WORD, _WORD1, _WORD2), (0xFF00, _WORD), (0xFF00,), (0xFFFF00,),
-    (0xFF00FF,), (0xFFFF0000,), (ORDER[1], _AFTER1), (ORDER[1], _AFTER2), (0, _OVER, _WORD), (ORDER[1], _CLASSES),
-    (ORDER[1], _MATCH), (0, _MATCH2, _MATCH), (0, _BEGIN, _COLUMN),
+    (0xFF00FF,), (0xF0F0F0F0F0F0,), (ORDER[1], _AFTER1), (ORDER[1], _AFTER2), (0, _OVER, _WORD), (ORDER[1], _CLASSES),
+    (ORDER[1], _MATCH), (0, _MATCH2, _MATCH), (0, _BEGIN, _COLUMN), (ORDER[2], _COLUMN), (0, _CLASSES),
 )  # fmt: skip
 _BINARY = (
     (ORDER[1],), (ORDER[2],), (ORDER[3],), (ORDER[4],), (ORDER[6],), (0, _N, _PART), (ORDER[1], _N), (0, _PLACE), (0,),
@@ -548,24 +548,27 @@ _RECORD = (
 )  # fmt: skip
 KINDS = (_TEXT, _BINARY, _RECORD)
 TEXT, BINARY, RECORD = range(3)
-N_CONTEXTS = 24
+N_CONTEXTS = 26  # at most
 
 
 def program(kind: int, record: int = 1, record2: int = 1, stride: int = 1) -> Program:
     """The contexts of a kind of data."""
     masks = np.array([mask for mask, *_ in KINDS[kind]], np.uint64)
-    features = np.array([sum(1 << f for f in some) for _, *some in KINDS[kind]], np.uint32)
-    return Program(masks, features, record, record2, stride)
+    features = np.full((masks.size, 3), N_FEATURES, np.uint8)
+    for k, (_, *some) in enumerate(KINDS[kind]):
+        features[k, : len(some)] = some
+    return Program(masks, features.ravel(), record, record2, stride)
 
 
 def encode(text: np.ndarray, bits: int, program: Program) -> np.ndarray | None:
     """text: (n,) uint8, n < 2^31 -> its code, uint8; None where the code would not be shorter than the text."""
     if text.size >= 1 << 31:
         raise BadInput(f"a block of {text.size:,} bytes; below 2^31 is possible, cut it")
+    sent, tree = plant(text)
     code = np.zeros(text.size, np.uint8)
     t = tables()
-    n = _transcode(np.array(text, np.uint8), code, False, program, _state(bits, program, t), t)
-    return code[:n] if n < text.size else None
+    n = _transcode(np.array(text, np.uint8), code, False, tree, program, _state(bits, program, t), t)
+    return np.append(sent, code[:n]) if n + sent.size < text.size else None
 
 
 def decode(code: np.ndarray, n: int, bits: int, program: Program) -> np.ndarray:
@@ -575,13 +578,14 @@ def decode(code: np.ndarray, n: int, bits: int, program: Program) -> np.ndarray:
     ------
     CorruptStream: the code is not one that `encode` makes for a text of this length.
     """
-    # No bit costs less than log2(65536 / 65535) bits, hence no byte less than 1/5679 of one.
-    if n >= 1 << 31 or n > 5680 * 8 * (code.size + 8):
+    # No decision costs less than log2(65536 / 65535) bits, and no byte less than one decision.
+    if n >= 1 << 31 or n > 5680 * 64 * (code.size + 8):
         raise CorruptStream(f"{code.size:,} bytes of code cannot hold {n:,} bytes")
     claim(n + workspace_bytes(bits), "the text and its model")
+    code, tree = replant(code)
     text = np.zeros(n, np.uint8)
     t = tables()
-    if _transcode(text, np.array(code, np.uint8), True, program, _state(bits, program, t), t) < 0:
+    if _transcode(text, np.array(code, np.uint8), True, tree, program, _state(bits, program, t), t) < 0:
         raise CorruptStream(f"the code of {n:,} bytes does not end where it should")
     return text
 

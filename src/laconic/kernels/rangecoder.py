@@ -96,13 +96,11 @@ def _shift_in(code, width, at, data):
 def encode_bit(low, width, at, out, p, bits, bit):
     """Code `bit`, which is 1 with probability p / 2^bits; 0 < p < 2^bits, bits ≤ 16."""
     bound = (width >> _U(bits)) * _U(p)
-    if bit:
-        width = bound
-    else:
-        low += bound
-        width -= bound
-        if low < bound:
-            _carry(out, at)
+    mask = _U(bit) - _U(1)  # as in `decode_bit`
+    low += bound & mask
+    width = (bound & ~mask) | ((width - bound) & mask)
+    if low < (bound & mask):
+        _carry(out, at)
     return _shift_out(low, width, at, out)
 
 
