@@ -69,6 +69,32 @@ def test_vector_steps_are_the_plain_ones(seed):
     assert np.array_equal(w, plain)
 
 
+@njit
+def _mix3(w, a, b, c, x):
+    return bm.mix3(w, a, b, c, x)
+
+
+@njit
+def _train3(w, a, b, c, x, error):
+    bm.train3(w, a, b, c, x, error)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1))
+def test_vector_steps_of_three_rows_are_the_plain_ones(seed):
+    rng = np.random.default_rng(seed)
+    w = bm.on_a_line(8 * bm.LANES, np.int16)
+    assert w.ctypes.data % 64 == 0
+    w[:] = rng.choice([rng.integers(-32768, 32768, w.size), np.full(w.size, -32768)])
+    x = tuple(int(v) for v in rng.choice([rng.integers(-2047, 2048, bm.LANES), np.full(bm.LANES, -2047)]))
+    rows = [16 * int(k) for k in rng.permutation(8)[:3]]
+    assert _mix3(w, *rows, x) == bm.mix3(w, *rows, x)
+    error, plain = int(rng.integers(-32768, 32768)), w.copy()
+    bm.train3(plain, *rows, x, error)
+    _train3(w, *rows, x, error)
+    assert np.array_equal(w, plain)
+
+
 CODE = """
 import sys, hashlib, warnings
 import numpy as np

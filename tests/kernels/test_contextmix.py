@@ -13,6 +13,7 @@ from numba import njit
 
 from laconic.core.errors import CorruptStream, decode_budget
 from laconic.kernels import contextmix as cm
+from laconic.kernels.bytemix import on_a_line
 
 TEXT = (b"It was the best of codes,\nit was the worst of codes; it was 1859 bytes, or 0x743. " * 4)[:300]
 SAMPLE = np.frombuffer(TEXT + bytes(range(0, 256, 3)) + b"\0" * 60 + TEXT[::-1], np.uint8)
@@ -35,9 +36,10 @@ def _train(w, row, x, n, error):
 def test_vector_steps_are_the_plain_ones(seed):
     rng = np.random.default_rng(seed)
     n = cm.LANES * int(rng.integers(1, 5))
-    w = rng.integers(-cm.WEIGHT_LIMIT, cm.WEIGHT_LIMIT + 1, 3 * n).astype(np.int32)
-    x = rng.integers(-2047, 2048, n).astype(np.int32)
-    row, error = n * int(rng.integers(3)), int(rng.integers(-(1 << 17), 1 << 17))
+    w, x = on_a_line(3 * n, np.int16), on_a_line(n, np.int16)
+    w[:] = rng.integers(-32768, 32768, w.size)
+    x[:] = rng.integers(-2047, 2048, n)
+    row, error = n * int(rng.integers(3)), int(rng.integers(-32768, 32768))
     assert _mix(w, row, x, n) == cm.mix(w, row, x, n)
     plain = w.copy()
     cm.train(plain, row, x, n, error)

@@ -138,6 +138,15 @@ def test_streams_of_version_1_are_still_read():
     assert lossless.decompress(bytes.fromhex(FIRST)) == TEXT[: len(TEXT) // 2]
 
 
+@pytest.mark.parametrize(("level", "method"), [(5, 5), (9, 6)])
+def test_blocks_of_the_first_byte_coders_are_refused_by_name(level, method):
+    coded = bytearray(lossless.compress(TEXT, level=level))
+    assert coded[11] == LEVELS[level].method
+    coded[11] = method
+    with pytest.raises(CorruptStream, match="first version of the byte coders"):
+        lossless.decompress(coded)
+
+
 def test_level_1_is_at_most_what_zstd_3_takes():
     zstandard = pytest.importorskip("zstandard")
     rng = np.random.default_rng(3)

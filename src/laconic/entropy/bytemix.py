@@ -18,7 +18,8 @@ MODES = 2  # how a block is coded: as it is, mixed
 class ByteMix(Stage):
     """BYTES -> BYTES: one block of up to 2^31 bytes by an adaptive mix of orders 0 to 6, words, sparse contexts and matches.
 
-    Nothing is learned beforehand and nothing is sent but the code; a block that does not shrink is stored.
+    Nothing is learned beforehand and nothing is sent but the code and the tree of bytes it decides by; a block that does
+    not shrink is stored.
     table_bits: log2 of the bytes of history at most, 16 to 26; both ends take about 1.07 · 2^table_bits + 5 MB.
     Side: the mode and the length.
     Source: see `kernels.bytemix`.
@@ -26,6 +27,7 @@ class ByteMix(Stage):
 
     table_bits: int = 24
 
+    version: ClassVar[int] = 2  # by trees of bytes
     takes: ClassVar[Kind] = Kind.BYTES
     gives: ClassVar[Kind] = Kind.BYTES
     lossless: ClassVar[bool] = True

@@ -68,10 +68,10 @@ def look(x: np.ndarray) -> Look:
 
 @dataclass(frozen=True)
 class ContextMix(Stage):
-    """BYTES -> BYTES: one block of up to 2^31 bytes by an adaptive mix of 24 contexts that suit the kind of data.
+    """BYTES -> BYTES: one block of up to 2^31 bytes by an adaptive mix of 24 to 26 contexts that suit the kind of data.
 
-    Nothing is learned beforehand and nothing is sent but the code and what `look` found; a block that does not shrink is
-    stored.
+    Nothing is learned beforehand and nothing is sent but the code, the tree of bytes and what `look` found; a block that
+    does not shrink is stored.
     table_bits: log2 of the bytes of history at most, 16 to 28; both ends take about 1.27 · 2^table_bits + 12 MB.
     history: bytes of history for every byte of the block, beyond the first 3 MiB; 10 keeps within what a packet may use.
     Side: kind of data, distances of repetition, bytes a sample and whether branches were moved; the length.
@@ -81,6 +81,7 @@ class ContextMix(Stage):
     table_bits: int = 26
     history: int = 10
 
+    version: ClassVar[int] = 2  # by trees of bytes
     takes: ClassVar[Kind] = Kind.BYTES
     gives: ClassVar[Kind] = Kind.BYTES
     lossless: ClassVar[bool] = True

@@ -62,10 +62,13 @@ def tree(depths: np.ndarray) -> Tree:
     CorruptStream: no such tree, or one with less than two leaves.
     """
     child, path = np.zeros(512, np.uint16), np.zeros(256, np.uint16)
+    present = depths[depths > 0].astype(np.int64)
+    if present.size == 0 or present.max() > MAX_DEPTH or (1 << 16 - present).sum() != 1 << 16:
+        raise CorruptStream("depths of bytes that are no tree")
     at, n_nodes = 0, 1
     for b in np.flatnonzero(depths):
         depth = int(depths[b])
-        if depth > MAX_DEPTH or at % (1 << 16 - depth) or at >> 16:
+        if at % (1 << 16 - depth):
             raise CorruptStream("depths of bytes that are no tree")
         path[b] = at
         node = 0
@@ -78,8 +81,6 @@ def tree(depths: np.ndarray) -> Tree:
                 n_nodes += 1
             node = int(child[step])
         at += 1 << 16 - depth
-    if at != 1 << 16:
-        raise CorruptStream("depths of bytes that are no tree")
     return Tree(child, path)
 
 

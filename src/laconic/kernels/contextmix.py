@@ -2,14 +2,14 @@
 
     26 contexts: orders 0–6 and 8, words, sparse, columns and records, what followed last, the expected byte
          └─▶ slot of 15 bit histories (four decisions) ─▶ adaptive probability ─▶ stretch(p), p − ½       ┐
-    8 of them: the byte that came last there, how often in a row ─▶ adaptive probability ─▶ stretch(p)    ├─▶ 7 mixers ─▶
+    4 of them: the byte that came last there, how often in a row ─▶ adaptive probability ─▶ stretch(p)    ├─▶ 5 mixers ─▶
     two matches, of at least 7 and 5 bytes: length, predicted bit ─▶ adaptive probability ─▶ both         ┘
     ─▶ 2 mixers of mixers, averaged ─▶ 3 adaptive probability maps, averaged ─▶ arithmetic coder
 
 Decisions are those of a tree of bytes (`kernels.bytetree`). Every mixer picks its weights by something else: the node of the
-tree; the last byte; the one before; the match; classes of the last characters; high bits of the last three bytes; the node
-and how many of the first six contexts were seen. What lies behind a cache is asked for before it is needed. One loop serves both directions, so that encoder and decoder cannot
-disagree, and nothing depends on threads. Arithmetic and constant tables are those of `kernels.bytemix`: integers, in
+tree; the last byte; the match; classes of the last characters; the node and how many of the first six contexts were seen.
+What lies behind a cache is asked for before it is needed. One loop serves both directions, so that encoder and decoder
+cannot disagree, and nothing depends on threads. Arithmetic and constant tables are those of `kernels.bytemix`: integers, in
 fixed point; a mixer weight of 1.0 is 16384 in the first layer and 65536 in the last.
 
 `Program` says what a kind of data is predicted from: bytes of the last eight by a mask, and a set of features. What kind
@@ -55,9 +55,9 @@ from laconic.kernels.bytemix import (
 from laconic.kernels.bytetree import LEAF, plant, replant
 from laconic.kernels.rangecoder import ENCODER, FRESH, adapt, decode_bit, encode_bit, ended, finish, start
 
-SETS = 7  # mixers of the first layer
-ROWS = (0, 256, 512, 768, 1792, 3840, 5888, 7680)  # where each one's weights begin
-N_RUNS = 8  # contexts, from the first, that remember the byte that came last in them
+SETS = 5  # mixers of the first layer
+ROWS = (0, 256, 512, 768, 2816, 4608)  # where each one's weights begin
+N_RUNS = 4  # contexts, from the first, that remember the byte that came last in them
 N_FEATURES = 26  # and a last one that is 0
 N_APMS = 256 + 2 * 65536
 MIN_BITS, MAX_BITS = 16, 28
@@ -80,7 +80,10 @@ _LOOP = {"cache": True, "nogil": True, "_nrt": False}  # without reference count
 
 
 def mix(weights, row, x, n):
-    """Σ over lanes, each >> 3, of weights[row + i] · x[i]; >> 11. n: a multiple of LANES, at most 256; a lane is a pair of LANES."""
+    """Σ over lanes, each >> 3, of weights[row + i] · x[i]; >> 11. A lane is every LANES / 2-th pair of inputs.
+
+    n: a multiple of LANES, at most 256.
+    """
     total = 0
     for k in range(0, LANES, 2):
         total += sum(int(weights[row + i]) * int(x[i]) for j in range(k, n, LANES) for i in (j, j + 1)) >> 3
@@ -95,7 +98,7 @@ def _mix(typingctx, weights, row, x, n):
         with cgutils.for_range_slice(builder, i64(0), args[3], i64(LANES)) as (i, _):
             w = builder.load(shorts(context, builder, sig.args[0], args[0], builder.add(args[1], i)), align=32)
             v = builder.load(shorts(context, builder, sig.args[2], args[2], i), align=32)
-            builder.store(builder.add(builder.load(total), pairs(builder, w, v)), total)
+            builder.store(builder.add(builder.load(total), pairs(context, builder, w, v)), total)
         return builder.ashr(halves_summed(builder, builder.load(total)), i64(11))
 
     return types.int64(weights, types.int64, x, types.int64), codegen
@@ -394,9 +397,8 @@ def _transcode(text, code, decoding, tree, program, w, t):
     for i in range(n):
         _contexts(text, i, program, w)
         last8 = past[BYTES8]
-        c1, c2, c3 = np.int64(last8 & _255), np.int64((last8 >> _8) & _255), np.int64((last8 >> _16) & _255)
-        class_row = ROWS[4] + np.int64(past[CLASSES] & _255) * 8
-        c3_row = ROWS[5] + (c3 >> 5 << 5 | (c2 >> 6) << 3 | (c1 >> 5)) * 8
+        c1 = np.int64(last8 & _255)
+        class_row = ROWS[3] + np.int64(past[CLASSES] & _255) * 8
         hash2 = (last8 & np.uint64(0xFFFF)) * _M1
         len0 = match[0, LEN]
         lb = 0
@@ -456,11 +458,9 @@ def _transcode(text, code, decoding, tree, program, w, t):
                 lb = 0
             rows[0] = c0 * n_in
             rows[1] = (ROWS[1] + c1) * n_in
-            rows[2] = (ROWS[2] + c2) * n_in
-            rows[3] = (ROWS[3] + (lb * 3 + ex) * 8 + j) * n_in
-            rows[4] = (class_row + j) * n_in
-            rows[5] = (c3_row + j) * n_in
-            rows[6] = (ROWS[6] + (seen << 8) + c0) * n_in
+            rows[2] = (ROWS[2] + (lb * 3 + ex) * 8 + j) * n_in
+            rows[3] = (class_row + j) * n_in
+            rows[4] = (ROWS[4] + (seen << 8) + c0) * n_in
             for s in range(SETS):
                 o = mix(weights, get(rows, s), x, n_in)
                 put(outs, s, min(max(o, -STRETCH_LIMIT), STRETCH_LIMIT))

@@ -5,7 +5,7 @@ from ...entropy.contextmix import ContextMix
 
 
 def bytes_wide(table_bits: int = 26) -> Stage:
-    """Any bytes without loss, as small as is possible here: 24 contexts by kind of data, mixed in two layers.
+    """Any bytes without loss, as small as is possible here: 24 to 26 contexts by kind of data, mixed in two layers.
 
         p_s = squash(Σ w_si · x_i),   p = squash(Σ v_s · stretch(p_s));   weights w_s selected by context s
 

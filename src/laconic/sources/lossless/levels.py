@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import zstandard
 
 # Methods, as the wire has them. END is no block.
-END, STORED, SAME, DEFLATE, LZMA, MIX, WIDE, ZSTD = range(8)
+END, STORED, SAME, DEFLATE, LZMA, FIRST_MIX, FIRST_WIDE, ZSTD, MIX, WIDE = range(10)
 _SAMPLE = 1 << 14
 _HISTORY = 128  # bytes for every byte of a block, at the highest levels
 
@@ -33,9 +33,9 @@ LEVELS = {
     1: Level(ZSTD, 23, 3),
     2: Level(ZSTD, 23, 9),
     3: Level(LZMA, 23, 0),
-    4: Level(MIX, 22, 20),
-    5: Level(MIX, 24, 22),
-    6: Level(MIX, 24, 24),
+    4: Level(MIX, 22, 22),
+    5: Level(MIX, 24, 24),
+    6: Level(MIX, 24, 26),
     7: Level(WIDE, 24, 24),
     8: Level(WIDE, 25, 26),
     9: Level(WIDE, 26, 28),
@@ -160,6 +160,8 @@ def decode_block(method: int, payload: bytes, n_bytes: int, n: int, dictionary: 
         raw = payload
     elif method == SAME:
         raw = payload * n_bytes if len(payload) == 1 else b""
+    elif method in (FIRST_MIX, FIRST_WIDE):
+        raise CorruptStream("a block by the first version of the byte coders; this laconic reads their second")
     elif method != chosen.method:
         raise CorruptStream(f"a block of method {method} in a stream of level {n}")
     elif method == ZSTD:

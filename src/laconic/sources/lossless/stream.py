@@ -23,7 +23,19 @@ import xxhash
 
 from ...core.errors import BadConfig, BadInput, CorruptStream, ModelMismatch, decode_budget
 from ...core.wire import Numbers, write_varint
-from .levels import DEFLATE, END, FIRST_LEVELS, LEVELS, ZSTD, decode_block, encode_block, level, memory_bytes
+from .levels import (
+    DEFLATE,
+    END,
+    FIRST_LEVELS,
+    FIRST_MIX,
+    FIRST_WIDE,
+    LEVELS,
+    ZSTD,
+    decode_block,
+    encode_block,
+    level,
+    memory_bytes,
+)
 
 MAGIC = b"\x89LAB"
 DEFLATES, VERSION, WITH_DICTIONARY = 1, 2, 3  # versions
@@ -212,7 +224,7 @@ def _blocks(
             in_all, n_bytes = in_all + size, n_bytes + size
             if in_all > limit_bytes:
                 raise CorruptStream(f"more than {limit_bytes:,} bytes; raise the limit if that is meant")
-            if method >= DEFLATE and method != chosen.method:
+            if method >= DEFLATE and method not in (chosen.method, FIRST_MIX, FIRST_WIDE):
                 raise CorruptStream(f"a block of method {method} in a stream of level {n}")
             need = memory_bytes(n, size) if method == chosen.method else 4 * size
             if need * threads > limit_memory:
