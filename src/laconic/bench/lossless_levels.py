@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 import laconic
 
 from .rows import Measurement, Row, ratio
@@ -71,4 +73,29 @@ def zeros() -> Iterator[Row]:
         yield Row(f"4 GB of zeros through a pipe, {what}", int(text), "MB at most", target=("<=", 200))
 
 
-SUITE = (Measurement("level 1", level_1), Measurement("zeros through a pipe", zeros))
+def denoising() -> Iterator[Row]:
+    """midicoth beside the same stack without its denoising."""
+    data = (SAMPLES / FILES[0]).read_bytes()
+    ours, without = (len(laconic.codec("midicoth", steps=steps).encode(data)) for steps in (3, 0))
+    yield Row(f"midicoth, {FILES[0]}, size", ours / without, "of that without denoising", target=("<=", 0.985))
+
+
+def compressed() -> Iterator[Row]:
+    """What is compressed already, at every level: size, and processor time of coding."""
+    from ..sources.lossless.stream import LEVELS, compress
+
+    data = np.random.default_rng(0).bytes(8 << 20)
+    for level in LEVELS:
+        start = time.thread_time()
+        ours = compress(data, level=level)
+        seconds = time.thread_time() - start
+        yield Row(f"level {level}, noise, size", len(ours) / len(data), "of the original", target=("<=", 1.001))
+        yield Row(f"level {level}, noise, coding", len(data) / 1e6 / seconds, "MB/s", target=(">=", 20))
+
+
+SUITE = (
+    Measurement("level 1", level_1),
+    Measurement("zeros through a pipe", zeros),
+    Measurement("midicoth", denoising),
+    Measurement("noise", compressed),
+)
