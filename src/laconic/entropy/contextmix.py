@@ -102,10 +102,11 @@ class ContextMix(Stage):
 
         text = np.frombuffer(x, np.uint8)
         found = look(text)
+        own = found.kind != contextmix.RECORD  # numbers keep their bits
         if found.x86:
             text = text.copy()
             contextmix.branches(text, True)
-        code = contextmix.encode(text, self.bits(len(x)), contextmix.program(*found[:4])) if x else None
+        code = contextmix.encode(text, self.bits(len(x)), contextmix.program(*found[:4]), own) if x else None
         if code is None:
             found = Look(STORED)
         return x if code is None else code.tobytes(), {

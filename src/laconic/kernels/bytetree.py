@@ -84,9 +84,12 @@ def tree(depths: np.ndarray) -> Tree:
     return Tree(child, path)
 
 
-def plant(text: np.ndarray) -> tuple[np.ndarray, Tree]:
-    """(what to send of it, tree) for a text: its own where that pays, else the plain one. text: (n,) uint8."""
-    counts = np.bincount(text, minlength=256) if text.size >= MIN_BYTES else np.zeros(256, np.int64)
+def plant(text: np.ndarray, own: bool = True) -> tuple[np.ndarray, Tree]:
+    """(what to send of it, tree) for a text: its own where that pays, else the plain one. text: (n,) uint8.
+
+    own: whether it may have its own; where bytes are parts of numbers, their bits say more.
+    """
+    counts = np.bincount(text, minlength=256) if own and text.size >= MIN_BYTES else np.zeros(256, np.int64)
     if np.count_nonzero(counts) < 2:
         return np.zeros(1, np.uint8), tree(np.full(256, 8))
     depths = balanced(counts)

@@ -159,7 +159,7 @@ class State(NamedTuple):
     final: np.ndarray  # (512 · LANES,) int32
     outs: np.ndarray  # (LANES,) int32, what the first layer gave
     rows: np.ndarray  # (SETS,) int64
-    maps: np.ndarray  # (256 · n,) uint16, bit history -> adaptive probability
+    maps: np.ndarray  # (256 · n,) uint32, bit history -> adaptive probability of 22 bits
     run_maps: np.ndarray  # (64 · N_RUNS,) uint32
     match_maps: np.ndarray  # (2 · 128,) uint32
     hashes: np.ndarray  # (n,) uint64
@@ -208,7 +208,7 @@ def _state(bits, program, t):
         final=np.tile(last, 512),
         outs=np.zeros(LANES, np.int32),
         rows=np.zeros(SETS, np.int64),
-        maps=np.tile((t.start >> 16).astype(np.uint16), n_ctx),
+        maps=np.tile(t.start >> 10, n_ctx),
         run_maps=np.full(64 * N_RUNS, FRESH, np.uint32),
         match_maps=np.full(256, FRESH, np.uint32),
         hashes=np.zeros(n_ctx, np.uint64),
@@ -430,7 +430,7 @@ def _transcode(text, code, decoding, tree, program, w, t):
             seen = 0
             for k in range(n_ctx):
                 s = get(table, get(slots, k) + node)
-                p = get(maps, k << 8 | s) >> 4
+                p = get(maps, k << 8 | s) >> 10
                 put(x, 2 * k, get(t.stretch, p))
                 put(x, 2 * k + 1, (p - 2048) >> 1)
                 if k < 6:
@@ -493,12 +493,13 @@ def _transcode(text, code, decoding, tree, program, w, t):
             for a in (a0, a0 + 1, a1, a1 + 1, a2, a2 + 1):
                 was = get(apm, a)
                 put(apm, a, was + ((goal - was) >> 6))
+            certain = 4194303 * bit
             for k in range(n_ctx):
                 here = get(slots, k) + node
                 history = get(table, here)
                 s = k << 8 | history
                 p = get(maps, s)
-                put(maps, s, p + ((goal - p) >> 8))
+                put(maps, s, p + ((certain - p) >> 8))
                 put(table, here, get(t.following, 2 * history + bit))
             for k in range(N_RUNS):
                 if run_map[k] >= 0:
@@ -560,11 +561,14 @@ def program(kind: int, record: int = 1, record2: int = 1, stride: int = 1) -> Pr
     return Program(masks, features.ravel(), record, record2, stride)
 
 
-def encode(text: np.ndarray, bits: int, program: Program) -> np.ndarray | None:
-    """text: (n,) uint8, n < 2^31 -> its code, uint8; None where the code would not be shorter than the text."""
+def encode(text: np.ndarray, bits: int, program: Program, own: bool = True) -> np.ndarray | None:
+    """text: (n,) uint8, n < 2^31 -> its code, uint8; None where the code would not be shorter than the text.
+
+    own: whether the text may have a tree of bytes of its own.
+    """
     if text.size >= 1 << 31:
         raise BadInput(f"a block of {text.size:,} bytes; below 2^31 is possible, cut it")
-    sent, tree = plant(text)
+    sent, tree = plant(text, own)
     code = np.zeros(text.size, np.uint8)
     t = tables()
     n = _transcode(np.array(text, np.uint8), code, False, tree, program, _state(bits, program, t), t)
