@@ -15,7 +15,6 @@ from laconic.kernels.scan import (
     costs_of,
     neighbours,
     neighbours_plain,
-    tabled,
     tables,
     tables_plain,
 )
@@ -88,12 +87,16 @@ def test_neighbours_are_those_of_all_costs(bits: list[int], kind: int) -> None:
                 np.testing.assert_array_equal(fast[1], plain[1])
 
 
-def test_tables_that_are_given() -> None:
-    where, _, blocks = data([4] * 21)
+@pytest.mark.parametrize("bits", [[4] * 21, [8, 8, 6], [5, 3, 2, 0, 8]])
+@pytest.mark.parametrize("kind", [SQUARES, PRODUCTS, COSINES])
+def test_points_of_several_coordinates(bits: list[int], kind: int) -> None:
+    where, _, blocks = data(bits)
     rng = np.random.default_rng(2)
-    shapes = ((40, 21, 16), (2, 21, 16), (40, 2))
-    costs = tabled(*(rng.standard_normal(s).astype(np.float32) for s in shapes))
-    near = np.tile(np.arange(2), (40, 1))
+    widths = rng.integers(1, 7, len(bits))
+    points = [rng.standard_normal((1 << b, w)).astype(np.float32) for b, w in zip(bits, widths, strict=True)]
+    queries, origins = (rng.standard_normal((n, int(widths.sum()))).astype(np.float32) for n in (12, 2))
+    costs = costs_of(kind, where, points, queries, origins, (0.0, 1e4))
+    near = np.tile(np.arange(2), (12, 1))
     fast, plain = found(costs, blocks, 12, near=near), neighbours_plain(costs, blocks, 12, near)
     np.testing.assert_array_equal(fast[0], plain[0])
     np.testing.assert_array_equal(fast[1], plain[1])

@@ -69,6 +69,32 @@ def test_product_quantization_uses_what_neighbours_share() -> None:
     assert float((y - x[2000:]).square().mean() / x.var()) < 0.05  # two bits each alone: .118
 
 
+def test_opq_takes_away_what_correlations_cost() -> None:
+    """The card's numbers, and a rotation that is learned where axes of variance are not enough."""
+    spread = np.geomspace(1, 1000**-0.5, 64)
+    _, product, _ = measured("pq", spread, bits=1.0)
+    _, optimized, _ = measured("opq", spread, bits=1.0)
+    assert product == pytest.approx(0.283, rel=0.05) and optimized == pytest.approx(0.095, rel=0.05)
+    rng = np.random.default_rng(0)
+    turn, _ = np.linalg.qr(rng.standard_normal((8, 8)))
+    corners = rng.choice([-1.0, 1.0], (3000, 8)) + 0.1 * rng.standard_normal((3000, 8))  # white: its axes say nothing
+    x = torch.from_numpy((corners @ turn).astype(np.float32))
+    error = {}
+    for rounds in (0, 30):
+        codec = laconic.codec("opq", bits=1.0, index_bits=4, rounds=rounds).fit(x[:2000])
+        error[rounds] = float((codec.decode(codec.encode(x[2000:])) - x[2000:]).square().mean())
+    assert error[30] < 0.5 * error[0]
+
+
+def test_scalar_steps_cost_a_twelfth_of_their_square() -> None:
+    x = torch.rand(4000, 16, generator=torch.Generator().manual_seed(0)) * torch.linspace(1, 5, 16)
+    for bits in (4, 6, 8):
+        codec = laconic.codec("scalar", bits=bits).fit(x)
+        error = (codec.decode(codec.encode(x)) - x).double().square().mean(0)
+        step = torch.linspace(1, 5, 16).double() / 2**bits
+        assert torch.allclose(error, step**2 / 12, rtol=0.05)
+
+
 def test_contexts_of_magnitudes_take_away_what_no_transform_can() -> None:
     """Values that are never negative and large together: at the rate of klt-trellis under half its error."""
     g = torch.Generator().manual_seed(0)

@@ -348,6 +348,9 @@ def test_filtered_search_in_lists_and_product_codes() -> None:
         made("pq", 600, bits=2.0, index_bits=4),
         made(lists=4, metric="cosine"),
         made("pq", lists=3, index_bits=4),
+        made("pq", lists=3),
+        made("opq", metric="cosine", bits=2.0),
+        made("scalar", lists=3, metric="ip", bits=6),
     ):
         allowed = np.arange(0, len(index), 3)
         shown, ids = index.search(q, 7, probe=5 if index.lists else None, allowed=allowed)

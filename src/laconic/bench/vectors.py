@@ -20,6 +20,7 @@ from ..sources.vectors.ranking import costs, directions
 from .rows import Measurement, Row
 from .vectors_sentences import embeddings
 from .vectors_speed import FLAT, clustered, queries, scan
+from .vectors_tuned import jpq
 from .weights_text import data_folder
 
 K = 10
@@ -268,6 +269,7 @@ SUITE = (
     *(Measurement(f"sift {bits}", _set(sift, SIFT_PEERS, bits)) for bits in SIFT_PEERS),
     *(Measurement(f"sentences {bits}", _set(sentences, SENTENCE_PEERS, bits)) for bits in SENTENCE_PEERS),
     Measurement("rescoring of sentences", rescoring),
+    Measurement("jpq", jpq),
     Measurement("encoding", encoding),
     *(Measurement(f"scan {case[0]} {case[1]:g}", partial(scan, *case)) for case in FLAT),
     Measurement("queries", queries),

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -40,9 +41,22 @@ def texts(n: int = N_SENTENCES) -> list[str]:
 
 def embeddings(n: int = N_SENTENCES) -> np.ndarray:
     """(n, 384) float32 unit vectors of `texts(n)`: from the cache, or made at some 240 sentences a second on one core."""
+    return _embedded(texts(n))
+
+
+def halves(n: int) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
+    """Sentences cut at the space nearest to their middle: first halves, second halves, and the unit vectors (n, 384) of both."""
+    cut = [s.rfind(" ", 0, len(s) // 2 + 1) for s in texts()[:n]]
+    whole = list(zip(texts()[:n], cut, strict=True))
+    first, second = [s[:c] for s, c in whole], [s[c + 1 :] for s, c in whole]
+    both = _embedded([*first, *second])
+    return first, second, both[:n], both[n:]
+
+
+def _embedded(sentences: list[str]) -> np.ndarray:
     from .weights_vision import minilm_folder
 
-    sentences = texts(n)
+    n = len(sentences)
     said = xxhash.xxh3_128((minilm_folder() / "model.safetensors").read_bytes())
     said.update("\0".join(sentences).encode())
     path = cache_folder() / f"minilm-{said.hexdigest()}.npy"
@@ -57,17 +71,9 @@ def embeddings(n: int = N_SENTENCES) -> np.ndarray:
 
 def _make(path: Path, sentences: list[str]) -> None:
     """Embeds them in pieces, each a file beside; the whole takes the pieces' place."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
+    from .weights_vision import embed
 
-    from .weights_vision import Encoder, embed, minilm_folder
-
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
-    model = AutoModel.from_pretrained(minilm_folder(), add_pooling_layer=False, dtype=torch.float32)
-    encoder = Encoder(model).eval()
+    encoder, tokenizer = minilm()
     pieces = []
     for start in range(0, len(sentences), _PIECE):
         print(f"… sentences {start:,} of {len(sentences):,}", file=sys.stderr, flush=True)
@@ -78,6 +84,21 @@ def _make(path: Path, sentences: list[str]) -> None:
     _write(path, np.concatenate([np.load(p, allow_pickle=False) for p in pieces]))
     for piece in pieces:
         piece.unlink()
+
+
+def minilm() -> tuple[Any, Any]:
+    """(encoder, tokenizer), see `weights_vision.Encoder`."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    from .weights_vision import Encoder, minilm_folder
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
+    model = AutoModel.from_pretrained(minilm_folder(), add_pooling_layer=False, dtype=torch.float32)
+    return Encoder(model).eval(), tokenizer
 
 
 def _write(path: Path, array: np.ndarray) -> None:

@@ -133,6 +133,8 @@ def search(x: np.ndarray, code: Books, *, beam: int, sweeps: int) -> np.ndarray:
     depth, _, padded = code.pair.shape
     if x.ndim != 2 or x.shape[1] != code.table.shape[1] or beam < 1:
         raise BadInput(f"vectors of shape {x.shape}, beam {beam}; (n, {code.table.shape[1]}) and at least 1 are needed")
+    if depth == 1:  # the same scores but for a factor of two, so the same indices
+        return nearest(np.ascontiguousarray(x), points(code.table[: code.n_points]))[0][:, None]
     out = np.empty((len(x), depth), np.int64)
     minus_two = np.float32(-2) * code.table
     for start in range(0, len(x), _BLOCK):

@@ -28,13 +28,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from laconic.core.errors import BadInput
-from laconic.kernels.columns import Columns, columns, unpack_columns_plain
+from laconic.kernels.columns import Columns, unpack_columns_plain
 from laconic.kernels.sharing import divide, take
 from laconic.kernels.vectors import I8, I32, I64, Arrays, all_lanes, call, has, order
 
 __all__ = [
-    "COSINES", "PRODUCTS", "SQUARES", "TABLES", "Codes", "Costs", "block_sums", "block_sums_plain", "costs_of", "neighbours",
-    "neighbours_plain", "tabled", "tables", "tables_plain",
+    "COSINES", "PRODUCTS", "SQUARES", "Codes", "Costs", "block_sums", "block_sums_plain", "costs_of", "neighbouring",
+    "neighbours", "neighbours_plain", "tables", "tables_plain",
 ]  # fmt: skip
 
 _I16 = ir.IntType(16)
@@ -46,7 +46,7 @@ _AHEAD = 1024  # bytes of codes that are asked for beforehand
 _TOGETHER = 32  # queries that read codes while these are in the cache
 _CACHED = 1 << 17  # bytes of codes that they read so
 
-SQUARES, PRODUCTS, COSINES, TABLES = range(4)
+SQUARES, PRODUCTS, COSINES = range(3)
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
@@ -237,31 +237,33 @@ def block_sums_plain(codes: np.ndarray, block: int, table: np.ndarray) -> np.nda
 
 
 class Costs(NamedTuple):
-    """What codes cost a query. `costs_of` makes it; TABLES has only what stands in `given` and `offset`.
+    """What codes cost a query; `costs_of` makes it.
 
-    kind: SQUARES Σ (v_j − o_j − y_j)², PRODUCTS −Σ v_j (o_j + y_j), COSINES the same over the norm of o + y, TABLES as they are.
-    where: see `Columns`. levels: float32, y_j for every code, coordinate behind coordinate from start[j] on. member: int32
-    (C, 4), the coordinates of a column, −1 for none; low, high: float32 (C, 4, 16), least and greatest of their levels for each
-    nibble. whole: whether columns hold all bits. least, most: squared norms of all vectors lie between (COSINES).
-    queries: v, float32 (n, r). origins: o, float32 (n_lists, r). given: float32 (n, C, 16); by_list: (n_lists, C, 16), which is
-    added; offset: float32 (n, n_lists).
+    A code says where one or more neighbouring coordinates of a vector lie: its *point*. Coordinates first[u] … first[u + 1] − 1
+    are those of code u.
+
+    kind: SQUARES Σ (v_j − o_j − y_j)², PRODUCTS −Σ v_j (o_j + y_j), COSINES the same over the norm of o + y.
+    where: see `Columns`, of codes. levels: float32, the points of every code behind those of the one before, from start[u] on.
+    member: int32 (C, m), the coordinates of a column, −1 for none; low, high: float32 (C, m, 16), least and greatest of what they
+    may be for each nibble. least_all, most_all: float32 (r,), of all points. whole: whether columns hold all bits. least, most:
+    squared norms of all vectors lie between (COSINES). queries: v, float32 (n, r). origins: o, float32 (n_lists, r).
     """
 
     kind: int
     where: Columns
     levels: np.ndarray
     start: np.ndarray
+    first: np.ndarray
     member: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    least_all: np.ndarray
+    most_all: np.ndarray
     whole: bool
     least: float
     most: float
     queries: np.ndarray
     origins: np.ndarray
-    given: np.ndarray
-    by_list: np.ndarray
-    offset: np.ndarray
 
 
 def costs_of(
@@ -272,38 +274,51 @@ def costs_of(
     origins: np.ndarray,
     norms: tuple[float, float] = (0.0, 0.0),
 ) -> Costs:
-    """Costs from levels. levels: of each coordinate, ascending float32 (2^bits,); queries (n, r), origins (n_lists, r)."""
+    """Costs from points. levels: of each code, float32 (2^bits,) or (2^bits, width); points that share their highest four bits
+    should lie together. queries (n, r), origins (n_lists, r), r the sum of the widths."""
+    points = [np.asarray(x, np.float32).reshape(len(x), -1) for x in levels]
     right = [1 << int(b) for b in where.bits]
-    if [len(x) for x in levels] != right or queries.shape[1:] != (len(right),) or origins.shape[1:] != (len(right),):
-        raise BadInput(f"levels, queries {queries.shape} and origins {origins.shape} for {len(right)} coordinates")
-    member = np.full((where.n_columns, 4), -1, np.int32)
-    low = np.zeros((where.n_columns, 4, 16), np.float32)
-    high = np.zeros((where.n_columns, 4, 16), np.float32)
-    for c, js in enumerate(where.members()):
-        for s, j in enumerate(js):
-            top, cut = int(where.top[j]), int(where.low[j])
-            code = np.arange(16) >> where.shift[j] & (1 << top) - 1
-            rows = levels[j].reshape(1 << top, 1 << cut)
-            member[c, s], low[c, s], high[c, s] = j, rows[code, 0], rows[code, -1]
-    start = np.cumsum([0, *right[:-1]], dtype=np.int64)
-    flat = np.concatenate(levels).astype(np.float32) if levels else np.empty(0, np.float32)
-    none = np.empty((0, 0, 16), np.float32)
+    first = np.cumsum([0, *(x.shape[1] for x in points)]).astype(np.int64)
+    r = int(first[-1])
+    if [len(x) for x in points] != right or queries.shape[1:] != (r,) or origins.shape[1:] != (r,):
+        raise BadInput(f"points, queries {queries.shape} and origins {origins.shape} for {len(right)} codes of {r}")
+    members = [[(u, j) for u in us for j in range(first[u], first[u + 1])] for us in where.members()]
+    shape = where.n_columns, max(4, *(len(m) for m in members)) if members else 4
+    member = np.full(shape, -1, np.int32)
+    low, high = np.zeros((*shape, 16), np.float32), np.zeros((*shape, 16), np.float32)
+    for c, column in enumerate(members):
+        for s, (u, j) in enumerate(column):
+            top, cut = int(where.top[u]), int(where.low[u])
+            code = np.arange(16) >> where.shift[u] & (1 << top) - 1
+            rows = points[u][:, j - first[u]].reshape(1 << top, 1 << cut)
+            member[c, s], low[c, s], high[c, s] = j, rows.min(1)[code], rows.max(1)[code]
+    start = np.cumsum([0, *(x.size for x in points[:-1])], dtype=np.int64)
+    least_all, most_all = (
+        np.concatenate([f(x, 0) for x in points]) if points else np.empty(0, np.float32) for f in (np.min, np.max)
+    )
+    flat = np.concatenate([x.reshape(-1) for x in points]) if points else np.empty(0, np.float32)
     return Costs(
-        kind, where, flat, start, member, low, high, not where.n_planes, norms[0], norms[1],
-        np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(origins, np.float32), none, none,
-        np.empty((0, 0), np.float32),
+        kind, where, flat, start, first, member, low, high, least_all, most_all, not where.n_planes, norms[0], norms[1],
+        np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(origins, np.float32),
     )  # fmt: skip
 
 
-def tabled(given: np.ndarray, by_list: np.ndarray, offset: np.ndarray) -> Costs:
-    """Costs that stand in tables: given (n, C, 16), by_list (n_lists, C, 16), offset (n, n_lists), all float32."""
-    where = columns(np.full(given.shape[1], 4, np.uint8))
-    none = np.empty((0, 0), np.float32)
-    slots = np.empty((0, 4, 16), np.float32)
-    return Costs(
-        TABLES, where, none[0:0].reshape(-1), np.empty(0, np.int64), np.empty((0, 4), np.int32), slots, slots, True, 0.0, 0.0,
-        none, none, given[:, np.argsort(where.column)], by_list[:, np.argsort(where.column)], offset,
-    )  # fmt: skip
+def neighbouring(points: np.ndarray) -> np.ndarray:
+    """An order of 2^b points, int64, in which those that share their highest four bits lie together: 16 boxes of few overlaps.
+
+    points: float32 (2^b, width). Halved four times, each part across the coordinate in which it is widest, by comparisons
+    alone, so that every machine finds the same. Source: Bentley 1975, k-d trees. Up to 16 points stay as they are.
+    """
+    parts = [np.arange(len(points))]
+    for _ in range(4 if len(points) > 16 else 0):
+        halves = []
+        for part in parts:
+            rows = points[part]
+            widest = int(np.argmax(rows.max(0) - rows.min(0)))
+            part = part[np.argsort(rows[:, widest], kind="stable")]
+            halves += [part[: len(part) // 2], part[len(part) // 2 :]]
+        parts = halves
+    return np.concatenate(parts)
 
 
 @njit(cache=True, nogil=True)
@@ -341,39 +356,32 @@ def _prepare(costs, q, list_, worst, shifted, f, table):
     kind, where = costs.kind, costs.where
     w, limit = _limit(kind, costs.least, costs.most, worst)
     rest = np.float32(0)
-    if kind == TABLES:
-        given, by_list = costs.given[q], costs.by_list[list_]
-        for c in range(where.n_columns):
-            for i in range(16):
-                f[c, i] = given[c, i] + by_list[c, i]
-        rest = costs.offset[q, list_]
-    else:
-        v, o = costs.queries[q], costs.origins[list_]
-        for j in range(v.shape[0]):
-            shifted[0, j] = v[j] - o[j] if kind == SQUARES else v[j]
-            shifted[1, j] = np.float32(0) if kind == SQUARES else o[j]
-            if kind == PRODUCTS:
-                rest -= v[j] * o[j]
-            if not where.top[j]:
-                first = costs.start[j]
-                last = first + (1 << where.bits[j]) - 1
-                rest += _bound(kind, shifted[0, j], costs.levels[first], costs.levels[last], shifted[1, j], w)
-        for c in range(where.n_columns):
-            row = f[c]
-            for s in range(4):
-                j = costs.member[c, s]
-                if j < 0:
-                    break
-                x, y, low, high = shifted[0, j], shifted[1, j], costs.low[c, s], costs.high[c, s]
-                if s == 0:
-                    row[:] = 0
-                if kind == SQUARES:
-                    for i in range(16):
-                        d = max(max(low[i] - x, x - high[i]), np.float32(0))
-                        row[i] += d * d
-                else:
-                    for i in range(16):
-                        row[i] += _bound(kind, x, low[i], high[i], y, w)
+    v, o = costs.queries[q], costs.origins[list_]
+    for j in range(v.shape[0]):
+        shifted[0, j] = v[j] - o[j] if kind == SQUARES else v[j]
+        shifted[1, j] = np.float32(0) if kind == SQUARES else o[j]
+        if kind == PRODUCTS:
+            rest -= v[j] * o[j]
+    for u in range(where.bits.shape[0]):
+        if not where.top[u]:
+            for j in range(costs.first[u], costs.first[u + 1]):
+                rest += _bound(kind, shifted[0, j], costs.least_all[j], costs.most_all[j], shifted[1, j], w)
+    for c in range(where.n_columns):
+        row = f[c]
+        for s in range(costs.member.shape[1]):
+            j = costs.member[c, s]
+            if j < 0:
+                break
+            x, y, low, high = shifted[0, j], shifted[1, j], costs.low[c, s], costs.high[c, s]
+            if s == 0:
+                row[:] = 0
+            if kind == SQUARES:
+                for i in range(16):
+                    d = max(max(low[i] - x, x - high[i]), np.float32(0))
+                    row[i] += d * d
+            else:
+                for i in range(16):
+                    row[i] += _bound(kind, x, low[i], high[i], y, w)
     step, base = tables(f, np.float32(limit - rest), table)
     return w, step, base, rest
 
@@ -385,20 +393,23 @@ def _exactly(costs, codes, fine, block, i, shifted):
     at, up = 32 * where.n_columns * block + i % 32, 4 * (i // 32)
     bit_at = fine + 8 * where.n_planes * block + i // 8
     total, power = 0.0, 0.0
-    for j in range(where.bits.shape[0]):
-        low, code = where.bits[j] - where.top[j], 0
-        if where.top[j]:
-            code = ((codes[at + 32 * where.column[j]] >> (where.shift[j] + up)) & ((1 << where.top[j]) - 1)) << low
+    for u in range(where.bits.shape[0]):
+        low, code = where.bits[u] - where.top[u], 0
+        if where.top[u]:
+            code = ((codes[at + 32 * where.column[u]] >> (where.shift[u] + up)) & ((1 << where.top[u]) - 1)) << low
         for b in range(low):
-            code |= ((codes[bit_at + 8 * (where.plane[j] + b)] >> (i % 8)) & 1) << b
-        y = np.float64(costs.levels[costs.start[j] + code])
-        v = np.float64(shifted[0, j])
-        if kind == SQUARES:
-            total += (v - y) * (v - y)
-        else:
-            y += np.float64(shifted[1, j])
-            total -= v * y
-            power += y * y
+            code |= ((codes[bit_at + 8 * (where.plane[u] + b)] >> (i % 8)) & 1) << b
+        width = costs.first[u + 1] - costs.first[u]
+        for k in range(width):
+            y = np.float64(costs.levels[costs.start[u] + code * width + k])
+            j = costs.first[u] + k
+            v = np.float64(shifted[0, j])
+            if kind == SQUARES:
+                total += (v - y) * (v - y)
+            else:
+                y += np.float64(shifted[1, j])
+                total -= v * y
+                power += y * y
     if kind == COSINES:
         total = total / np.sqrt(power) if power > 0 else 0.0
     return np.float32(total)
@@ -616,7 +627,7 @@ def neighbours(
     near: int64 (n, n_probe), the lists that each query reads, nearest first; by default all blocks are read as one list.
     dead: bool, by number, what not to find. Of equal costs the lower number is nearer.
     """
-    n = len(costs.given) if costs.kind == TABLES else len(costs.queries)
+    n = len(costs.queries)
     cost, number = np.full((n, k), np.inf, np.float32), np.full((n, k), -1, np.int64)
     skip = np.empty(0, bool) if dead is None else dead
     if near is None:
@@ -657,14 +668,13 @@ def neighbours_plain(
 
 
 def _costs_plain(costs: Costs, q: int, list_: int, index: np.ndarray) -> np.ndarray:
-    """Costs of vectors by their codes (n, r): in float32 by columns where these are whole, else in float64 by coordinates."""
-    kind, where, one = costs.kind, costs.where, np.float32
-    if kind == TABLES:
-        f = costs.given[q] + costs.by_list[list_]
-        at = np.argsort(where.column)
-        return _by_columns([f[c][index[:, at[c]]] for c in range(len(f))], costs.offset[q, list_], len(index))
+    """Costs of vectors by their codes (n, n_codes): in float32 by columns that are whole, else in float64 by coordinates."""
+    kind, where, one, first = costs.kind, costs.where, np.float32, costs.first
     v, o = costs.queries[q], costs.origins[list_]
-    y = [costs.levels[costs.start[j] + index[:, j].astype(np.int64)] for j in range(len(v))]
+    y = []
+    for u in range(len(where.bits)):
+        width = first[u + 1] - first[u]
+        y += [costs.levels[costs.start[u] + index[:, u].astype(np.int64) * width + k] for k in range(width)]
     if not costs.whole or kind == COSINES:
         total, power = np.zeros(len(index)), np.zeros(len(index))
         for j in range(len(v)):
@@ -675,16 +685,16 @@ def _costs_plain(costs: Costs, q: int, list_: int, index: np.ndarray) -> np.ndar
             total = np.divide(total, np.sqrt(power), out=np.zeros(len(index)), where=power > 0)
         return total.astype(one)
     rest = one(0)
-    for j in range(len(v)):
-        if kind == PRODUCTS:
-            rest -= v[j] * o[j]
-        if not where.top[j]:
-            level = costs.levels[costs.start[j]]
+    for j in range(len(v) if kind == PRODUCTS else 0):
+        rest -= v[j] * o[j]
+    for u in np.flatnonzero(where.top == 0):
+        for j in range(first[u], first[u + 1]):
+            level = costs.least_all[j]
             rest += (v[j] - o[j] - level) ** 2 if kind == SQUARES else -v[j] * level
     parts = []
-    for js in where.members():
+    for us in where.members():
         total = np.zeros(len(index), one)
-        for j in js:
+        for j in (j for u in us for j in range(first[u], first[u + 1])):
             total += (v[j] - o[j] - y[j]) ** 2 if kind == SQUARES else -v[j] * y[j]
         parts.append(total)
     return _by_columns(parts, rest, len(index))

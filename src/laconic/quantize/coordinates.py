@@ -252,6 +252,48 @@ class LawCodes(BlockCodes):
         return n_bytes // unit if unit else 2
 
 
+@dataclass(frozen=True)
+class RangeCodes(BlockCodes):
+    """All coordinates at `bits` whole bits, each with even steps over the range that the training vectors have there.
+
+        level i = low + (i + ½) (high − low) / 2^bits
+
+    Cost in the model: 64 bits a coordinate. What lies beyond the range is the first or the last level. Codes as in `BlockCodes`.
+    """
+
+    bits: int = 8
+    low: np.ndarray | None = learned("float32", "scales")
+    high: np.ndarray | None = learned("float32", "scales")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= MOST or self.bits != int(self.bits):
+            raise BadConfig(f"{self.bits} bits a coordinate; a whole number from 1 to {MOST} is right")
+
+    def fit(self, x: Tensor, stats: Stats | None = None) -> Self:
+        rows = _array(x, BadInput)
+        if not rows.size:
+            raise BadInput("ranges cannot be learned from no vectors")
+        rows = np.moveaxis(rows, -3, 0).reshape(rows.shape[-3], -1, rows.shape[-1])
+        return self.replace(low=rows.min(1), high=rows.max(1))
+
+    def tables(self, n_heads: int, r: int, error: type[Exception] = BadInput) -> Tables:
+        if self.low is None or self.high is None:
+            raise NotFitted("RangeCodes has learned no ranges yet; call .fit(x) first")
+        low, high = self.low, self.high
+        finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
+        if low.shape != (n_heads, r) or high.shape != low.shape or not finite or (low > high).any():
+            raise error(f"ranges of shapes {low.shape} and {high.shape} for {n_heads} heads of {r}, or not in order")
+        low, high = low.astype(np.float64), high.astype(np.float64)
+        n = 1 << int(self.bits)
+        levels = low[..., None] + (np.arange(n) + 0.5) * ((high - low) / n)[..., None]
+        return Tables(np.full((n_heads, r), int(self.bits), np.uint8), levels.astype(np.float32).reshape(-1))
+
+    def coordinates(self, n_heads: int, n_bytes: int, n_blocks: int) -> int:
+        if self.low is None or self.low.ndim != 2:
+            raise CorruptStream("no ranges for the coordinates")
+        return int(self.low.shape[1])
+
+
 def _unit(rows: np.ndarray) -> np.float32:
     """A power of two near the largest value, in which float16 can tell the sizes of vectors."""
     most = float(np.abs(rows).max(initial=0.0))

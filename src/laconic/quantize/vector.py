@@ -293,8 +293,16 @@ class AdditiveVQ(_Learned):
 
     def _slices(self) -> list[slice]:
         _, n_points, n = self._table().shape
+        return self._spans(n, n_points)
+
+    def _spans(self, n: int, n_points: int) -> list[slice]:
         count, _ = self._layout(n, n_points)
         return [slice(s * n // count, (s + 1) * n // count) for s in range(count)]
+
+    def planned(self, n: int, n_vectors: int) -> tuple[list[slice], int]:
+        """(columns of each slice, codewords of a book) that `fit` will come to from so many vectors of n values."""
+        n_points = _n_points(n_vectors, self.index_bits)
+        return self._spans(n, n_points), n_points
 
     def fit(self, x: Tensor, weights: Tensor | None = None) -> Self:
         from ..kernels.additive import learn

@@ -7,7 +7,7 @@ blocks that a search reads are decoded, a few thousand vectors at a time. `nbyte
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
@@ -62,6 +62,9 @@ class Index:
         self.dim, self.metric, self.recipe, self.bits = dim, metric, recipe, bits
         self.lists, self.seed, self.threads, self.settings = lists, seed, threads, settings
         self.centroids: np.ndarray | None = None
+        self.query_map: np.ndarray | None = (
+            None  # float32 (dim + 1, dim), what `tune` learned: q ↦ q M + m, m the last row
+        )
         self.stage: Stage | None = None if recipe == "auto" else recipe_stage(recipe, bits, seed, settings)
         self.trained = self.stage is not None and not lists and not self.stage.arrays()
         if self.stage is not None and self.trained:  # nothing to learn but the number of dimensions
@@ -149,6 +152,29 @@ class Index:
             self._places = self._opened = None
         return len(found)
 
+    def tune(
+        self,
+        queries: Any,
+        positives: Any,
+        *,
+        encoder: Any = None,
+        epochs: int = 8,
+        negatives: int = 50,
+        rate: float = 1.0,
+        seed: int = 0,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> Index:
+        """Moves the points of a product code, and the queries, until what should be found ranks first; codes stay as they are.
+
+        queries: (n, dim), and positives: (n,) ids that they should find. A linear map of queries is learned and kept in the
+        index, which then applies it in every search. encoder: a torch module to be trained in its place; it takes lists of
+        what `queries` then holds and gives (n, dim) tensors, and searches take what it gives. See `tuning.tune`.
+        """
+        from .tuning import tune
+
+        tune(self, queries, positives, encoder, epochs, negatives, rate, seed, progress)
+        return self
+
     def merge(self, other: Index) -> Index:
         """Takes over the vectors of another index of the same training. Raises ModelMismatch, BadInput for ids in both."""
         if self.model_hash() != other.model_hash() or (self.dim, self.metric) != (other.dim, other.metric):
@@ -185,7 +211,7 @@ class Index:
         Where there are fewer than k, ids are −1 and distances inf (l2) or −inf. probe: lists that a query reads, a sixteenth of
         all by default. rescore: candidates that are compared once more, as originals. allowed: ids among which to search.
         """
-        queries = self._rows(q, "queries")
+        queries = self._queries(q)
         self._ready()
         wanted = max(k, rescore)
         if rescore and self._originals is None:
@@ -259,7 +285,7 @@ class Index:
     def model_bytes(self) -> int:
         """Of what was learned and is shared by all vectors."""
         learned = [] if self.stage is None else [a for _, a in self.stage.arrays().values() if a is not None]
-        return sum(a.nbytes for a in learned) + (0 if self.centroids is None else self.centroids.nbytes)
+        return sum(a.nbytes for a in (*learned, self.centroids, self.query_map) if a is not None)
 
     @property
     def nbytes(self) -> int:
@@ -288,7 +314,8 @@ class Index:
         )
         for name, (_, array) in self._ready().arrays().items():
             said.update(name.encode() + (b"" if array is None else array.tobytes()))
-        said.update(b"" if self.centroids is None else self.centroids.tobytes())
+        for own in (self.centroids, self.query_map):
+            said.update(b"" if own is None else own.tobytes())
         return said.hexdigest()
 
     # --- Files --------------------------------------------------------------------------------------------------------
@@ -316,6 +343,13 @@ class Index:
     def _rows(self, x: Any, what: str) -> np.ndarray:
         rows = as_rows(x, self.dim, what)
         return directions(rows) if self.metric == "cosine" else rows
+
+    def _queries(self, q: Any) -> np.ndarray:
+        queries = self._rows(q, "queries")
+        if self.query_map is None:
+            return queries
+        queries = queries @ self.query_map[:-1] + self.query_map[-1]
+        return directions(queries) if self.metric == "cosine" else queries
 
     def _assign(self, rows: np.ndarray) -> np.ndarray:
         from ...kernels.distance import nearest, points

@@ -2,10 +2,11 @@
 
     "LACVEC" | version (1 byte) | u64 length of the head | head: JSON | its checksum | arrays | blocks
 
-Arrays are sections (`core.wire`) with checksums: what the codec learned, centroids, ids, what was removed, the vectors' numbers
-by block. Blocks lie behind each other, each section with its own checksum, and are read when a search
-comes to them; the payload is in columns (`scanning`) or as the codec gave it, as `layout` says (version 1: the latter). The head
-holds settings, names of the arrays and lengths of the blocks; the lengths must add up to the file.
+Arrays are sections (`core.wire`) with checksums: what the codec learned, centroids, ids, what was removed, the vectors'
+numbers by block, the map of queries. Blocks lie behind each other, each section with its own checksum, and are read when a
+search comes to them; the payload is in columns (`scanning`) or as the codec gave it, as `layout` says (version 1: the
+latter). Versions 1 and 2 have no map of queries. The head holds settings, names of the arrays and lengths of the blocks; the
+lengths must add up to the file.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     from .index import Index
 
 MAGIC = b"LACVEC"
-VERSION = 2
+VERSION = 3  # 1 has no layout, 2 no map of queries
 _MOST_HEAD = 1 << 28
-_OWN = {"centroids": Leaf("float32", "codebooks"), "ids": Leaf("int64", "indices"), "dead": Leaf("uint8", "indices"),
-        "numbers": Leaf("int64", "indices")}  # fmt: skip
+_OWN = {"centroids": Leaf("float32", "codebooks"), "queries": Leaf("float32", "codebooks"), "ids": Leaf("int64", "indices"),
+        "dead": Leaf("uint8", "indices"), "numbers": Leaf("int64", "indices")}  # fmt: skip
 
 
 def save(index: Index, path: str | PathLike[str]) -> None:
@@ -40,6 +41,7 @@ def save(index: Index, path: str | PathLike[str]) -> None:
     stage = index._ready()
     own = {
         "centroids": index.centroids,
+        "queries": index.query_map,
         "ids": index._ids,
         "dead": None if index._dead is None else np.packbits(index._dead),
         "numbers": np.concatenate([b.numbers for b in index._blocks]).astype(np.int64) if index._scattered() else None,
@@ -87,8 +89,8 @@ def load(path: str | PathLike[str], *, mmap: bool, originals: str | PathLike[str
     reader = Reader(memoryview(data))
     if bytes(reader.take(len(MAGIC))) != MAGIC:
         raise CorruptStream(f"{path} is no index of vectors")
-    if (version := reader.take(1)[0]) not in (1, VERSION):
-        raise CorruptStream(f"{path} has version {version}; this laconic reads versions 1 and {VERSION}")
+    if (version := reader.take(1)[0]) not in range(1, VERSION + 1):
+        raise CorruptStream(f"{path} has version {version}; this laconic reads versions 1 to {VERSION}")
     head = _head(reader, version)
     arrays, own, stage = _arrays(reader, head)
     try:
@@ -99,6 +101,11 @@ def load(path: str | PathLike[str], *, mmap: bool, originals: str | PathLike[str
     index.centroids, index._ids = own.get("centroids"), own.get("ids")
     if index.lists and (index.centroids is None or index.centroids.shape != (index.lists, index.dim)):
         raise CorruptStream(f"centroids do not fit {index.lists} lists of {index.dim} dimensions")
+    index.query_map = own.get("queries")
+    if (m := index.query_map) is not None and (m.shape != (index.dim + 1, index.dim) or not np.isfinite(m).all()):
+        raise CorruptStream(
+            f"a map of queries of shape {m.shape}, or not finite; {(index.dim + 1, index.dim)} is right"
+        )
     if index._ids is not None and index._ids.shape != (index._n,):
         raise CorruptStream(f"{index._ids.shape} ids for {index._n} vectors")
     if (dead := own.get("dead")) is not None:

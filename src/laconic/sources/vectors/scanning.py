@@ -1,16 +1,17 @@
 """The fast search: codes are compared as they lie, and only vectors that may be near are costed.
 
-Two kinds of codec have it. Codes of coordinates (`blocked`) behind affine stages, x̂ = y A + c with A orthogonal: then the cost of
-a vector is a sum over its coordinates y_j, of squared differences or of products. And product codes of 16 points a slice, whose
-costs are a sum over slices. `kernels.scan` adds them up; what it finds is what comparing all reconstructions finds.
+Two kinds of codec have it, behind affine stages x̂ = y A + c with A orthogonal: codes of coordinates (`blocked`), and product
+codes of up to 8 bits a slice. The cost of a vector is then a sum over the coordinates y_j, of squared differences or of
+products. `kernels.scan` adds it up; what it finds is what comparing all reconstructions finds.
 
-An index holds such codes in the columns of `kernels.columns`; the codec's own order is made from them when it decodes.
+An index holds such codes in the columns of `kernels.columns`; the codec's own order is made from them when it decodes. Points of
+product codes are numbered anew there, so that their four highest bits tell where they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,145 +25,131 @@ if TYPE_CHECKING:
     from .blocks import Block
 
 
-class Scanner(Protocol):
-    """What a kind of code gives to the scan."""
+class Scanner(NamedTuple):
+    """What the scan needs of a codec.
+
+    where: of a vector's codes. points: float32 (2^bits, width) of each code, in the order of the columns. turn: A, (dim, dim).
+    shift: c, (dim,). still: costs without queries. order: int64 (n_codes, 2^bits), the codec's numbers of the points of a product
+    code; None for codes of coordinates.
+    """
 
     where: Columns
-
-    def index_of(self, payload: bytes, n: int) -> np.ndarray:
-        """(n, r) uint8 codes from the codec's payload."""
-
-    def payload_of(self, index: np.ndarray) -> bytes:
-        """The inverse of `index_of`."""
-
-    def costs(self, queries: np.ndarray, centroids: np.ndarray, norms: tuple[float, float]) -> Costs:
-        """Of (n, dim) queries; centroids (n_lists, dim), zeros without lists."""
-
-    def norms(self, index: np.ndarray, centroid: np.ndarray) -> tuple[float, float] | None:
-        """Least and greatest squared norm of vectors; None where costs do not ask for them."""
-
-
-def scanner(stage: Stage, dim: int, metric: str) -> Scanner | None:
-    """None where codec and metric have no fast search."""
-    return Coordinates.of(stage, dim, metric) or Products.of(stage, dim, metric)
-
-
-class Coordinates(NamedTuple):
-    """Codes of coordinates. turn: A, (dim, dim). shift: c, (dim,). still: costs without queries."""
-
-    where: Columns
-    levels: list[np.ndarray]
+    points: list[np.ndarray]
     turn: np.ndarray
     shift: np.ndarray
     still: Costs
-
-    @staticmethod
-    def of(stage: Stage, dim: int, metric: str) -> Coordinates | None:
-        import torch
-
-        from ...kernels.columns import columns
-        from ...kernels.scan import COSINES, PRODUCTS, SQUARES, costs_of
-
-        stages = list(stage.children().values())
-        last: Any = stages[-1] if stages else None
-        if last is None or not getattr(last, "blocked", False) or getattr(last, "scale", "") != "none":
-            return None
-        if not all(getattr(s, "affine", False) for s in stages[:-1]):
-            return None
-        probe: Any = torch.zeros(dim + 1, dim)
-        sides = []
-        for s in stages[:-1]:
-            probe, side = s.encode(probe)
-            sides.append(side)
-        units = torch.cat([torch.zeros(1, dim), torch.eye(dim)]).reshape(probe.shape)
-        for s, side in zip(stages[-2::-1], sides[::-1], strict=True):
-            units = s.decode(units, side)
-        rows = units.reshape(dim + 1, dim).numpy()
-        turn = rows[1:] - rows[0]
-        if not np.allclose(turn @ turn.T, np.eye(dim), atol=1e-3):
-            return None
-        tables = last.tables(1, dim)
-        where, levels = columns(tables.widths[0]), tables.of_head(0)
-        kind = {"l2": SQUARES, "ip": PRODUCTS, "cosine": COSINES}[metric]
-        none = np.zeros((0, dim), np.float32)
-        return Coordinates(where, levels, turn, rows[0], costs_of(kind, where, levels, none, none))
+    order: np.ndarray | None = None
 
     def index_of(self, payload: bytes, n: int) -> np.ndarray:
-        from ...kernels.coordinates import unpack
+        """(n, n_codes) uint8 codes from the codec's payload."""
+        from ...kernels import bits, coordinates
 
-        return unpack(np.frombuffer(payload, np.uint8), self.where.bits, n)
+        data, widths = np.frombuffer(payload, np.uint8), self.where.bits
+        if self.order is None:
+            return coordinates.unpack(data, widths, n)
+        found = bits.unpack(data, int(widths[0]), n * len(widths)).reshape(n, -1).astype(np.int64)
+        return np.take_along_axis(np.argsort(self.order, 1).T, found, 0).astype(np.uint8)
 
     def payload_of(self, index: np.ndarray) -> bytes:
-        from ...kernels.coordinates import pack
+        """The inverse of `index_of`."""
+        from ...kernels import bits, coordinates
 
-        return pack(index, self.where.bits).tobytes()
+        if self.order is None:
+            return coordinates.pack(index, self.where.bits).tobytes()
+        found = np.take_along_axis(self.order.T, index.astype(np.int64), 0)
+        return bits.pack(found.reshape(-1).astype(np.uint8), int(self.where.bits[0])).tobytes()
 
     def costs(self, queries: np.ndarray, centroids: np.ndarray, norms: tuple[float, float]) -> Costs:
+        """Of (n, dim) queries; centroids (n_lists, dim), zeros without lists."""
         v, o = (np.ascontiguousarray(x @ self.turn.T) for x in (queries, centroids + self.shift))
         return self.still._replace(queries=v, origins=o, least=norms[0], most=norms[1])
 
     def norms(self, index: np.ndarray, centroid: np.ndarray) -> tuple[float, float] | None:
+        """Least and greatest squared norm of vectors; None where costs do not ask for them."""
         from ...kernels.scan import COSINES
 
         if self.still.kind != COSINES:
             return None
-        power = np.zeros(len(index))
-        for column, level, o in zip(index.T, self.levels, self.turn @ (centroid + self.shift), strict=True):
-            power += (level.astype(np.float64) + o)[column] ** 2
+        power, at = np.zeros(len(index)), 0
+        o = self.turn @ (centroid + self.shift)
+        for code, points in zip(index.T, self.points, strict=True):
+            end = at + points.shape[1]
+            power += np.square(points.astype(np.float64) + o[at:end]).sum(1)[code]
+            at = end
         return float(power.min()) * (1 - 1e-5), float(power.max()) * (1 + 1e-5)
 
 
-class Products(NamedTuple):
-    """Product codes of C slices. points: (dim, 16 C) float64, each point in its slice's rows, zeros in the others. squares:
-    whether costs are l2."""
+def scanner(stage: Stage, dim: int, metric: str) -> Scanner | None:
+    """None where codec and metric have no fast search."""
+    from ...kernels.columns import columns
+    from ...kernels.scan import COSINES, PRODUCTS, SQUARES, costs_of, neighbouring
 
-    where: Columns
-    points: np.ndarray
-    squares: bool
-
-    @staticmethod
-    def of(stage: Stage, dim: int, metric: str) -> Products | None:
-        from ...kernels.columns import columns
-
-        stages = list(stage.children().values())
-        if len(stages) != 2 or metric == "cosine" or not stages[1].lossless:
-            return None
-        product: Callable[[], Any] | None = getattr(getattr(stages[0], "codebook", None), "product", None)
-        if product is None:
-            return None
-        found = product()
-        if found is None or any(len(points) != 16 for _, points in found):
-            return None
-        table = np.zeros((dim, len(found), 16))
-        for c, (span, points) in enumerate(found):
-            table[span, c] = points.T
-        return Products(columns(np.full(len(found), 4, np.uint8)), table.reshape(dim, -1), metric == "l2")
-
-    def index_of(self, payload: bytes, n: int) -> np.ndarray:
-        from ...kernels.bits import unpack
-
-        return unpack(np.frombuffer(payload, np.uint8), 4, n * len(self.where.bits)).reshape(n, -1).astype(np.uint8)
-
-    def payload_of(self, index: np.ndarray) -> bytes:
-        from ...kernels.bits import pack
-
-        return pack(index.reshape(-1), 4).tobytes()
-
-    def costs(self, queries: np.ndarray, centroids: np.ndarray, norms: tuple[float, float]) -> Costs:
-        from ...kernels.scan import tabled
-
-        q, c = queries.astype(np.float64), centroids.astype(np.float64)
-        mine, theirs = (np.reshape(x @ self.points, (len(x), -1, 16)) for x in (q, c))
-        if self.squares:
-            own = np.square(self.points).sum(0).reshape(-1, 16)
-            offset = np.square(q).sum(1)[:, None] - 2 * q @ c.T + np.square(c).sum(1)
-            found = (own - 2 * mine, 2 * theirs, offset)
-        else:
-            found = (-mine, np.zeros_like(theirs), -q @ c.T)
-        return tabled(*(x.astype(np.float32) for x in found))
-
-    def norms(self, index: np.ndarray, centroid: np.ndarray) -> tuple[float, float] | None:
+    found, order = coordinates_of(stage, dim), None
+    if found is None and (product := product_of(stage, dim)) is not None and len(product.points[0]) <= 256:
+        order = np.stack([neighbouring(p) for p in product.points])
+        points = [p[o] for p, o in zip(product.points, order, strict=True)]
+        widths = np.full(len(points), len(points[0]).bit_length() - 1, np.uint8)
+        found = widths, points, product.turn, product.shift
+    if found is None:
         return None
+    widths, points, turn, shift = found
+    where, none = columns(widths), np.zeros((0, dim), np.float32)
+    kind = {"l2": SQUARES, "ip": PRODUCTS, "cosine": COSINES}[metric]
+    return Scanner(where, points, turn, shift, costs_of(kind, where, points, none, none), order)
+
+
+def coordinates_of(stage: Stage, dim: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray] | None:
+    """(bits, levels, A, c) of a codec that codes coordinates behind affine stages; None for others."""
+    stages = list(stage.children().values())
+    last: Any = stages[-1] if stages else None
+    if last is None or not getattr(last, "blocked", False) or getattr(last, "scale", "") != "none":
+        return None
+    before = affine(stages[:-1], dim)
+    if before is None:
+        return None
+    tables = last.tables(1, dim)
+    return tables.widths[0], [x.reshape(-1, 1) for x in tables.of_head(0)], *before
+
+
+class Product(NamedTuple):
+    """A product code: its book, points (n_points, width) by slice, and A and c of what is before."""
+
+    book: Any
+    points: list[np.ndarray]
+    turn: np.ndarray
+    shift: np.ndarray
+
+
+def product_of(stage: Stage, dim: int) -> Product | None:
+    """The product code behind affine stages that a codec is; None for others."""
+    stages = list(stage.children().values())
+    if len(stages) < 2 or not stages[-1].lossless or stages[-2].side:
+        return None
+    book = getattr(stages[-2], "codebook", None)
+    product: Callable[[], Any] | None = getattr(book, "product", None)
+    if product is None or (found := product()) is None or len(found[0][1]) < 2:
+        return None
+    before = affine(stages[:-2], dim)
+    return None if before is None else Product(book, [p for _, p in found], *before)
+
+
+def affine(stages: list[Stage], dim: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """(A, c) float32 of x̂ = y A + c with A orthogonal; None where stages are not so."""
+    import torch
+
+    if not all(getattr(s, "affine", False) for s in stages):
+        return None
+    probe: Any = torch.zeros(dim + 1, dim)
+    sides = []
+    for s in stages:
+        probe, side = s.encode(probe)
+        sides.append(side)
+    units = torch.cat([torch.zeros(1, dim), torch.eye(dim)]).reshape(probe.shape)
+    for s, side in zip(stages[::-1], sides[::-1], strict=True):
+        units = s.decode(units, side)
+    rows = units.reshape(dim + 1, dim).numpy()
+    turn = rows[1:] - rows[0]
+    return (turn, rows[0]) if np.allclose(turn @ turn.T, np.eye(dim), atol=1e-3) else None
 
 
 class Opened(NamedTuple):
