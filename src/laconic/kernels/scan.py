@@ -30,7 +30,7 @@ from numba.extending import intrinsic
 from laconic.core.errors import BadInput
 from laconic.kernels.columns import Columns, unpack_columns_plain
 from laconic.kernels.sharing import divide, take
-from laconic.kernels.vectors import I8, I32, I64, Arrays, all_lanes, call, has, order
+from laconic.kernels.vectors import FLOATS, I8, I32, I64, WORDS, Arrays, all_lanes, call, has, order, splat
 
 __all__ = [
     "COSINES", "PRODUCTS", "SQUARES", "Codes", "Costs", "block_sums", "block_sums_plain", "costs_of", "neighbouring",
@@ -50,6 +50,86 @@ SQUARES, PRODUCTS, COSINES = range(3)
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
+# The 16 entries of a column are one vector of float32; every operation is that of the plain twin, entry by entry.
+
+
+def _larger(builder, a, b):
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+def _smaller(builder, a, b):
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+
+@intrinsic
+def _extent(typingctx, f, at):
+    """(least, greatest) of 16 float32 from an element on."""
+    signature = types.UniTuple(types.float32, 2)(f, at)
+
+    def codegen(context, builder, sig, args):
+        x = Arrays(context, builder, sig, args).load(0, args[1], FLOATS)
+        least, most, half = x, x, 8
+        while half:
+            (a, b), (c, d) = (
+                [builder.shuffle_vector(y, y, order(*range(i, i + half))) for i in (0, half)] for y in (least, most)
+            )
+            least, most, half = _smaller(builder, a, b), _larger(builder, c, d), half // 2
+        return context.make_tuple(builder, sig.return_type, [builder.extract_element(y, I32(0)) for y in (least, most)])
+
+    return signature, codegen
+
+
+@intrinsic
+def _stepped(typingctx, f, at, low, inverse, cap, out):
+    """out[at + i] = min((f[at + i] − low) · inverse, cap) without its fraction, uint8, for 16 of them."""
+    signature = types.void(f, at, low, inverse, cap, out)
+
+    def codegen(context, builder, sig, args):
+        arrays = Arrays(context, builder, sig, args)
+        x = builder.fsub(arrays.load(0, args[1], FLOATS), splat(builder, args[2]))
+        x = _smaller(builder, builder.fmul(x, splat(builder, args[3])), splat(builder, args[4]))
+        whole = builder.trunc(builder.fptosi(x, WORDS), _QUARTER)
+        builder.store(whole, arrays.place(5, args[1], _QUARTER), align=1)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def _bounds(typingctx, kind, v, low, high, at, o, w, f, f_at, more):
+    """f[f_at + i] = `_bound` of low[at + i] and high[at + i], 16 of them; added to what stands there where there is `more`."""
+    signature = types.void(kind, v, low, high, at, o, w, f, f_at, more)
+
+    def codegen(context, builder, sig, args):
+        kind, v, _, _, at, o, w, _, f_at, more = args
+        arrays = Arrays(context, builder, sig, args)
+        x = splat(builder, v)
+        least, most = (arrays.load(i, at, FLOATS) for i in (2, 3))
+        zero = ir.Constant(FLOATS, None)
+        found = cgutils.alloca_once_value(builder, zero)
+        with builder.if_else(builder.icmp_signed("==", kind, kind.type(SQUARES))) as (squares, others):
+            with squares:
+                d = _larger(builder, builder.fsub(least, x), builder.fsub(x, most))
+                d = _larger(builder, d, zero)
+                builder.store(builder.fmul(d, d), found)
+            with others, builder.if_else(builder.icmp_signed("==", kind, kind.type(PRODUCTS))) as (products, cosines):
+                with products:
+                    a, b = (builder.fmul(builder.fneg(x), y) for y in (least, most))
+                    builder.store(_smaller(builder, a, b), found)
+                with cosines:
+                    shift, weight = splat(builder, o), splat(builder, w)
+                    y = builder.fdiv(x, builder.fadd(weight, weight))
+                    y = _larger(builder, y, builder.fadd(least, shift))
+                    y = _smaller(builder, y, builder.fadd(most, shift))
+                    builder.store(builder.fmul(builder.fsub(builder.fmul(weight, y), x), y), found)
+        place = arrays.place(7, f_at, FLOATS)
+        total = builder.load(found)
+        before = builder.load(place, align=4)
+        add = builder.icmp_unsigned("!=", more, more.type(0))
+        builder.store(builder.select(add, builder.fadd(before, total), total), place, align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 @njit(cache=True, nogil=True)
@@ -59,12 +139,11 @@ def tables(f, limit, out):
     limit: may be infinite. The step is what makes nothing need a cap, or less, `_STEPS` · C of them below the limit.
     """
     n = f.shape[0]
+    flat, entries = f.reshape(-1), out.reshape(-1)
     low, reach = np.empty(n, np.float32), np.empty(n, np.float32)
     base = np.float32(0)
     for c in range(n):
-        least, most = f[c, 0], f[c, 0]
-        for i in range(16):
-            least, most = min(least, f[c, i]), max(most, f[c, i])
+        least, most = _extent(flat, 16 * c)
         low[c], reach[c] = least, most - least
         base += least
     fours = n // 4
@@ -79,16 +158,14 @@ def tables(f, limit, out):
         step = min(step, max(limit - base, np.float32(0)) / np.float32(_STEPS * max(1, n)))
     step = max(step, np.float32(1e-30))
     inverse = np.float32(1) / step
-    for c in range(n):
-        most = reach[c]
-        if c < 4 * fours:
-            g = c // 4 * 4
-            most = reach[g] + reach[g + 1] + reach[g + 2] + reach[g + 3]
-        cap = room
-        if most * inverse > room:
-            cap = np.float32(int(room * reach[c] / most))
-        for i in range(16):
-            out[c, i] = np.uint8(min((f[c, i] - low[c]) * inverse, cap))
+    for g in range(fours):
+        most = reach[4 * g] + reach[4 * g + 1] + reach[4 * g + 2] + reach[4 * g + 3]
+        capped = most * inverse > room
+        for c in range(4 * g, 4 * g + 4):
+            cap = np.float32(np.int32(room * reach[c] / most)) if capped else room
+            _stepped(flat, 16 * c, low[c], inverse, cap, entries)
+    for c in range(4 * fours, n):
+        _stepped(flat, 16 * c, low[c], inverse, room, entries)
     return step, base
 
 
@@ -366,22 +443,14 @@ def _prepare(costs, q, list_, worst, shifted, f, table):
         if not where.top[u]:
             for j in range(costs.first[u], costs.first[u + 1]):
                 rest += _bound(kind, shifted[0, j], costs.least_all[j], costs.most_all[j], shifted[1, j], w)
+    low, high, flat = costs.low.reshape(-1), costs.high.reshape(-1), f.reshape(-1)
+    most = costs.member.shape[1]
     for c in range(where.n_columns):
-        row = f[c]
-        for s in range(costs.member.shape[1]):
+        for s in range(most):
             j = costs.member[c, s]
             if j < 0:
                 break
-            x, y, low, high = shifted[0, j], shifted[1, j], costs.low[c, s], costs.high[c, s]
-            if s == 0:
-                row[:] = 0
-            if kind == SQUARES:
-                for i in range(16):
-                    d = max(max(low[i] - x, x - high[i]), np.float32(0))
-                    row[i] += d * d
-            else:
-                for i in range(16):
-                    row[i] += _bound(kind, x, low[i], high[i], y, w)
+            _bounds(kind, shifted[0, j], low, high, 16 * (most * c + s), shifted[1, j], w, flat, 16 * c, s > 0)
     step, base = tables(f, np.float32(limit - rest), table)
     return w, step, base, rest
 
