@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from laconic.core.errors import BadConfig, BadInput
 from laconic.kernels.distance import nearest, points
-from laconic.kernels.kmeans import centers, centers_plain, kmeans
+from laconic.kernels.kmeans import centers, centers_plain, kmeans, step
 
 
 def _error(x, table):
@@ -82,3 +82,13 @@ def test_what_cannot_be_learned_is_refused():
         kmeans(x[:0], 2)
     with pytest.raises(BadInput, match="cells"):
         centers(x, None, np.array([0, 1, 2, 3]), 3)
+
+
+def test_steps_are_those_of_kmeans_and_prices_move_vectors():
+    x = np.random.default_rng(5).standard_normal((500, 6)).astype(np.float32)
+    table, none = kmeans(x, 16, iterations=0, seed=3), np.zeros(16, np.float32)
+    for _ in range(5):
+        table, mass, _index = step(x, table, none)
+    assert np.array_equal(table, kmeans(x, 16, iterations=5, seed=3))
+    dear = np.where(np.arange(16) == int(mass.argmax()), np.float32(0.5), np.float32(0))
+    assert step(x, table, dear)[1].max() < mass.max() and step(x, table, dear)[1].sum() == 500

@@ -11,10 +11,10 @@ import numpy as np
 from numba import njit
 
 from laconic.core.errors import BadConfig, BadInput
-from laconic.kernels.distance import nearest, points, weighted
+from laconic.kernels.distance import half_norms, nearest, points, weighted
 from laconic.kernels.random import permutation, uniform
 
-__all__ = ["centers", "centers_plain", "kmeans"]
+__all__ = ["centers", "centers_plain", "kmeans", "step"]
 
 STARTS = ("sampled", "plusplus")
 
@@ -139,14 +139,34 @@ def kmeans(
             index, _score = nearest(wide, points(both, bias))
         else:
             index, _score = nearest(x, points(table))  # one weight a vector does not move its nearest point
-        means, mass = centers(x, None if weights is None else per_value, index, n_points)
-        table = means.astype(np.float32)
-        empty = np.flatnonzero(mass == 0)
-        if len(empty):
-            error = np.empty(len(x))
-            _errors(x, per_value, table, index, error)
-            worst = np.argsort(-error, kind="stable")[: len(empty)]
-            table[empty[: len(worst)]] = x[worst]
-        elif np.array_equal(index, before):
+        table, mass = _moved(x, None if weights is None else per_value, per_value, index, n_points)
+        if mass.all() and np.array_equal(index, before):
             break
     return table
+
+
+def _moved(
+    x: np.ndarray, weights: np.ndarray | None, per_value: np.ndarray, index: np.ndarray, n_points: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means of the cells, float32, and their masses; an empty cell takes over one of the worst-coded vectors."""
+    means, mass = centers(x, weights, index, n_points)
+    table = means.astype(np.float32)
+    empty = np.flatnonzero(mass == 0)
+    if len(empty):
+        error = np.empty(len(x))
+        _errors(x, per_value, table, index, error)
+        worst = np.argsort(-error, kind="stable")[: len(empty)]
+        table[empty[: len(worst)]] = x[worst]
+    return table, mass
+
+
+def step(x: np.ndarray, table: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One step of k-means in which a cell costs its penalty: new points, how many vectors each cell had, and the cells.
+
+    x: (n, dim) float32; table: (n_points, dim) float32; penalty: (n_points,) float32, added to ‖x − c‖² / 2. Gives float32
+    (n_points, dim), float64 (n_points,) and int64 (n,). With penalties of zero this is what `kmeans` repeats.
+    """
+    index, _score = nearest(x, points(table, half_norms(table) + penalty))
+    ones = np.ones((len(x), 1), np.float32)
+    moved, mass = _moved(x, None, ones, index, len(table))
+    return moved, mass, index

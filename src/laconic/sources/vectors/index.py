@@ -62,6 +62,7 @@ class Index:
         self.dim, self.metric, self.recipe, self.bits = dim, metric, recipe, bits
         self.lists, self.seed, self.threads, self.settings = lists, seed, threads, settings
         self.centroids: np.ndarray | None = None
+        self.list_prices: np.ndarray | None = None  # float32 (lists,), of balanced lists, see `lists`
         self.query_map: np.ndarray | None = (
             None  # float32 (dim + 1, dim), what `tune` learned: q ↦ q M + m, m the last row
         )
@@ -84,8 +85,19 @@ class Index:
 
     # --- Filling ------------------------------------------------------------------------------------------------------
 
-    def train(self, x: Any) -> Index:
-        """Learns lists and codec from (n, dim) vectors. Raises BadInput where they are too few, with the number needed."""
+    def train(
+        self,
+        x: Any,
+        *,
+        balanced: bool = False,
+        progress: Callable[[int, int, str], None] | None = None,
+        checkpoint: str | PathLike[str] | None = None,
+    ) -> Index:
+        """Learns lists and codec from (n, dim) vectors. Raises BadInput where they are too few, with the number needed.
+
+        balanced: lists of about equal size. progress: called with steps done, steps in all, and a word, while lists are learned.
+        checkpoint: a file in which the lists are kept step by step; the same training goes on from it after a stop.
+        """
         rows = self._rows(x, "training vectors")
         if self._blocks:
             raise BadInput(f"the index holds {len(self):,} vectors of another training; train a new one")
@@ -95,10 +107,11 @@ class Index:
                 f"{len(rows)} training vectors; {least} or more are needed, {self.dim} dimensions and {self.lists} lists"
             )
         if self.lists:
-            from ...kernels.kmeans import kmeans
+            from .lists import learn
 
-            some = rows[:: max(1, len(rows) // (64 * self.lists))]
-            self.centroids = kmeans(some, self.lists, iterations=12, seed=self.seed)
+            some = np.ascontiguousarray(rows[:: max(1, len(rows) // (64 * self.lists))])
+            file = None if checkpoint is None else Path(checkpoint)
+            self.centroids, self.list_prices = learn(some, self.lists, self.seed, balanced, progress, file)
             rows = rows - self.centroids[self._assign(rows)]
         if self.recipe == "auto":
             from .auto import choose
@@ -285,7 +298,7 @@ class Index:
     def model_bytes(self) -> int:
         """Of what was learned and is shared by all vectors."""
         learned = [] if self.stage is None else [a for _, a in self.stage.arrays().values() if a is not None]
-        return sum(a.nbytes for a in (*learned, self.centroids, self.query_map) if a is not None)
+        return sum(a.nbytes for a in (*learned, self.centroids, self.list_prices, self.query_map) if a is not None)
 
     @property
     def nbytes(self) -> int:
@@ -314,7 +327,7 @@ class Index:
         )
         for name, (_, array) in self._ready().arrays().items():
             said.update(name.encode() + (b"" if array is None else array.tobytes()))
-        for own in (self.centroids, self.query_map):
+        for own in (self.centroids, self.list_prices, self.query_map):
             said.update(b"" if own is None else own.tobytes())
         return said.hexdigest()
 
@@ -352,10 +365,11 @@ class Index:
         return directions(queries) if self.metric == "cosine" else queries
 
     def _assign(self, rows: np.ndarray) -> np.ndarray:
-        from ...kernels.distance import nearest, points
+        from ...kernels.distance import half_norms, nearest, points
 
         assert self.centroids is not None
-        return nearest(rows, points(self.centroids))[0]
+        prices = None if self.list_prices is None else half_norms(self.centroids) + self.list_prices
+        return nearest(rows, points(self.centroids, prices))[0]
 
     def _fresh(self, ids: Any, n: int) -> np.ndarray | None:
         if ids is None and self._ids is None:

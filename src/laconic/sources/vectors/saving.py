@@ -3,10 +3,10 @@
     "LACVEC" | version (1 byte) | u64 length of the head | head: JSON | its checksum | arrays | blocks
 
 Arrays are sections (`core.wire`) with checksums: what the codec learned, centroids, ids, what was removed, the vectors'
-numbers by block, the map of queries. Blocks lie behind each other, each section with its own checksum, and are read when a
-search comes to them; the payload is in columns (`scanning`) or as the codec gave it, as `layout` says (version 1: the
-latter). Versions 1 and 2 have no map of queries. The head holds settings, names of the arrays and lengths of the blocks; the
-lengths must add up to the file.
+numbers by block, prices of lists, the map of queries. Blocks lie behind each other, each section with its own checksum, and
+are read when a search comes to them; the payload is in columns (`scanning`) or as the codec gave it, as `layout` says
+(version 1: the latter). Versions 1 and 2 have neither prices nor a map of queries. The head holds settings, names of the
+arrays and lengths of the blocks; the lengths must add up to the file.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from .index import Index
 
 MAGIC = b"LACVEC"
-VERSION = 3  # 1 has no layout, 2 no map of queries
+VERSION = 3  # 1 has no layout, 2 neither prices nor a map of queries
 _MOST_HEAD = 1 << 28
-_OWN = {"centroids": Leaf("float32", "codebooks"), "queries": Leaf("float32", "codebooks"), "ids": Leaf("int64", "indices"),
+_OWN = {"centroids": Leaf("float32", "codebooks"), "prices": Leaf("float32", "codebooks"),
+        "queries": Leaf("float32", "codebooks"), "ids": Leaf("int64", "indices"),
         "dead": Leaf("uint8", "indices"), "numbers": Leaf("int64", "indices")}  # fmt: skip
 
 
@@ -41,6 +42,7 @@ def save(index: Index, path: str | PathLike[str]) -> None:
     stage = index._ready()
     own = {
         "centroids": index.centroids,
+        "prices": index.list_prices,
         "queries": index.query_map,
         "ids": index._ids,
         "dead": None if index._dead is None else np.packbits(index._dead),
@@ -101,6 +103,9 @@ def load(path: str | PathLike[str], *, mmap: bool, originals: str | PathLike[str
     index.centroids, index._ids = own.get("centroids"), own.get("ids")
     if index.lists and (index.centroids is None or index.centroids.shape != (index.lists, index.dim)):
         raise CorruptStream(f"centroids do not fit {index.lists} lists of {index.dim} dimensions")
+    index.list_prices = own.get("prices")
+    if (p := index.list_prices) is not None and (p.shape != (index.lists,) or not np.isfinite(p).all()):
+        raise CorruptStream(f"prices of shape {p.shape} for {index.lists} lists, or not finite")
     index.query_map = own.get("queries")
     if (m := index.query_map) is not None and (m.shape != (index.dim + 1, index.dim) or not np.isfinite(m).all()):
         raise CorruptStream(
