@@ -29,6 +29,23 @@ def test_build_search_info(tmp_path: Path) -> None:
     assert [f["ids"][0] for f in found] == [0, 1, 2] and len(found[0]["distances"]) == 5
     said = json.loads(laconic("vectors", "info", tmp_path / "i", "--json").stdout)
     assert said["vectors"] == 400 and said["recipe"] == "klt-levels"
+    before = sorted(p.name for p in tmp_path.iterdir())
+    run = (
+        "vectors",
+        "build",
+        tmp_path / "x.npy",
+        "-o",
+        tmp_path / "j",
+        "--lists",
+        "4",
+        "--balanced",
+        "--recipe",
+        "scalar",
+    )
+    planned = laconic(*run, "--dry-run")
+    assert planned.returncode == 0 and "memory_bytes" in planned.stdout and "coding_s" in planned.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    assert laconic(*run, "--resume").returncode == 0 and (tmp_path / "j").exists()
     (tmp_path / "i").write_bytes((tmp_path / "i").read_bytes()[:-5])
     bad = laconic("vectors", "search", tmp_path / "i", tmp_path / "q.npy")
     assert bad.returncode == 1 and bad.stderr.count("\n") == 1 and "Traceback" not in bad.stderr

@@ -82,11 +82,11 @@ def evaluate(
     from ..bench.eval_report import tables, write_html, write_json
     from ..sources.weights.judge import Settings
     from ..sources.weights.judge import evaluate as run
-    from .main import _progress
+    from .main import progress_bar
     from .tables import print_table
 
     settings = Settings(window, windows, pairs_per_paradigm, items, noise, device)
-    with _progress(quiet) as tick:
+    with progress_bar(quiet) as tick:
         found = run(reference, models, files, pairs=pairs, choices=choices, settings=settings, progress=tick)
     if json_ is not None:
         write_json(json_, found)

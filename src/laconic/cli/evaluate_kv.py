@@ -18,7 +18,7 @@ def evaluate_caches(
     from ..bench.kv_report import tables, write_html, write_json
     from ..sources.kv.evaluate import Settings
     from ..sources.weights.reading import read_text, text_files
-    from .main import _progress
+    from .main import progress_bar
     from .tables import print_table
 
     specs, lengths = parse(kv), _lengths(contexts)
@@ -26,7 +26,7 @@ def evaluate_caches(
     settings = Settings(**{**asked, "prefill": prefill})
     texts = {str(f) if [g.stem for g in files].count(f.stem) > 1 else f.stem: read_text(f) for f in files}
     read = [file for path in calibrate for file in text_files(path)]
-    with _progress(quiet) as tick:
+    with progress_bar(quiet) as tick:
         found = judge_caches(model, specs, texts, settings, calibration=read, n_items=n_items, contexts=lengths,
                              progress=tick)  # fmt: skip
     if json_ is not None:

@@ -134,7 +134,7 @@ def compress(
     from .models import compress_model, is_model
 
     if is_model(source, output, recipe) and not (stdout or max_bytes or base):
-        with _progress(quiet or dry_run) as tick:
+        with progress_bar(quiet or dry_run) as tick:
             return compress_model(
                 source, output, recipe, bits, calibrate or [], keep or [], resume, dry_run, force, quiet, json_, tick
             )
@@ -150,7 +150,7 @@ def compress(
     taken: Any = sys.stdin.buffer if source == "-" else source
     if source == "-" and files.is_terminal(sys.stdin):
         raise BadConfig("no input: standard input is a terminal")
-    with _progress(quiet) as tick:
+    with progress_bar(quiet) as tick:
         report = files.compress(
             taken, target, recipe=recipe, bits=bits, max_bytes=max_bytes, base=base, force=force, progress=tick
         )
@@ -178,7 +178,7 @@ def decompress(
     to_stdout = stdout or (source == "-" and output is None)
     target: Any = sys.stdout.buffer if to_stdout else output
     taken: Any = sys.stdin.buffer if source == "-" else source
-    with _progress(quiet) as tick:
+    with progress_bar(quiet) as tick:
         where = files.decompress(
             taken, target, force=force, limit_bytes=limit_bytes, base=base, threads=threads or 1, progress=tick
         )
@@ -270,7 +270,7 @@ def demo(
     """The main job on bundled samples: a language model, embeddings, a picture and a book, there and back."""
     from ..bench.demo import run
 
-    with _progress(False) as tick:
+    with progress_bar(False) as tick:
         run(output, quick=quick, progress=tick)
 
 
@@ -393,7 +393,7 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+def progress_bar(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
     """A bar with an estimate on standard error, if that is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield None

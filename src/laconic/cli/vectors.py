@@ -11,8 +11,6 @@ import typer
 from ..core.errors import BadInput
 
 app = typer.Typer(help="Indexes of embedding vectors: build, search, info, bench.", no_args_is_help=True)
-_ROWS = 65536  # vectors that are read at a time
-_LEARN = 65536  # vectors that are learned from, spread over the file
 
 Array = Annotated[Path, typer.Argument(metavar="X.npy", help="(n, dim) array of numbers.")]
 Stored = Annotated[Path, typer.Argument(metavar="INDEX", help="A file that `vectors build` made.")]
@@ -20,7 +18,9 @@ Stored = Annotated[Path, typer.Argument(metavar="INDEX", help="A file that `vect
 
 @app.command()
 def build(
-    source: Array,
+    source: Annotated[
+        Path, typer.Argument(metavar="X.npy|X.parquet", help="(n, dim) numbers, or a column of vectors.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The index to write.")],
     metric: Annotated[str, typer.Option("--metric", help="l2, ip or cosine.")] = "l2",
     recipe: Annotated[
@@ -28,19 +28,30 @@ def build(
     ] = "auto",
     bits: Annotated[float, typer.Option("--bits", help="Bits a coordinate.")] = 4.0,
     lists: Annotated[int, typer.Option("--lists", help="Inverted lists, 0 for none.")] = 0,
+    balanced: Annotated[bool, typer.Option("--balanced", help="Lists of about equal size.")] = False,
     seed: Annotated[int, typer.Option("--seed")] = 0,
+    column: Annotated[str | None, typer.Option("--column", help="Of a Parquet file; the only one by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a build that was stopped.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what memory, time and disk it would take; write nothing.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no report.")] = False,
 ) -> None:
     """Learn and code vectors in one pass over a file that need not fit in memory."""
-    from ..sources.vectors.index import Index
+    from ..sources.vectors import building
+    from .main import progress_bar
 
-    x = _mapped(source)
-    index = Index(x.shape[1], metric, recipe, bits, lists, seed)
-    if not index.trained:
-        index.train(x[:: max(1, len(x) // _LEARN)])
-    for at in range(0, len(x), _ROWS):
-        index.add(x[at : at + _ROWS])
-    index.save(output)
-    _show(index.report())
+    if dry_run:
+        return _show(
+            building.plan(source, metric=metric, recipe=recipe, bits=bits, lists=lists, seed=seed, column=column)
+        )
+    with progress_bar(quiet) as tick:
+        index = building.build(
+            source, output, metric=metric, recipe=recipe, bits=bits, lists=lists, seed=seed, column=column,
+            balanced=balanced, resume=resume, progress=tick,
+        )  # fmt: skip
+    if not quiet:
+        _show(index.report())
 
 
 @app.command()

@@ -6,6 +6,7 @@ blocks that a search reads are decoded, a few thousand vectors at a time. `nbyte
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -121,7 +122,7 @@ class Index:
         import torch
 
         assert self.stage is not None
-        self.stage = self.stage.fit(torch.from_numpy(rows))
+        self.stage = self.stage.fit(torch.from_numpy(rows if rows.flags.writeable else rows.copy()))
         self.trained, self._scanner, self._opened = True, None, None
         return self
 
@@ -188,29 +189,40 @@ class Index:
         tune(self, queries, positives, encoder, epochs, negatives, rate, seed, progress)
         return self
 
-    def merge(self, other: Index) -> Index:
-        """Takes over the vectors of another index of the same training. Raises ModelMismatch, BadInput for ids in both."""
-        if self.model_hash() != other.model_hash() or (self.dim, self.metric) != (other.dim, other.metric):
-            raise ModelMismatch(
-                "the other index has another metric, recipe or training; only shards of one training are merged"
-            )
-        if (self._originals is None) != (other._originals is None):
-            raise BadInput("one index keeps originals, the other does not")
-        theirs = other.ids()
-        if self._ids is None and other._ids is None and self._n and other._n:
+    def empty(self) -> Index:
+        """Another index of the same training, without vectors: for shards, which `merge` puts together."""
+        self._ready()
+        out = copy.copy(self)
+        out._blocks, out._n = [], 0
+        out._ids = out._dead = out._places = out._opened = out._originals = None
+        return out
+
+    def merge(self, *others: Index) -> Index:
+        """Takes over the vectors of other indices of the same training. Raises ModelMismatch, BadInput for ids in two of them."""
+        mine = self.model_hash()
+        for other in others:
+            if mine != other.model_hash() or (self.dim, self.metric) != (other.dim, other.metric):
+                raise ModelMismatch(
+                    "the other index has another metric, recipe or training; only shards of one training are merged"
+                )
+            if (self._originals is None) != (other._originals is None):
+                raise BadInput("one index keeps originals, the other does not")
+        every = (self, *others)
+        if sum(i._ids is None and i._n > 0 for i in every) > 1:
             raise BadInput("both indices count their ids from 0; give ids to `add` to merge them")
-        if (twice := np.intersect1d(self.ids(), theirs)).size:
-            raise BadInput(f"id {int(twice[0])} is in both")
-        mine = np.arange(self._n) if self._ids is None else self._ids
-        self._ids = np.concatenate([mine, np.arange(other._n) if other._ids is None else other._ids])
-        if self._dead is not None or other._dead is not None:
-            both = [(i._dead if i._dead is not None else np.zeros(i._n, bool)) for i in (self, other)]
-            self._dead = np.concatenate(both)
-        if self._originals is not None and other._originals is not None:
-            with self._originals.open("ab") as f:
-                f.write(other._originals.read_bytes())
-        self._blocks += [b._replace(numbers=b.numbers + self._n) for b in other._blocks]
-        self._n += other._n
+        values, counts = np.unique(np.concatenate([i.ids() for i in every]), return_counts=True)
+        if (counts > 1).any():
+            raise BadInput(f"id {int(values[counts > 1][0])} is in both")
+        ids = np.concatenate([np.arange(i._n) if i._ids is None else i._ids for i in every])
+        if any(i._dead is not None for i in every):
+            self._dead = np.concatenate([i._dead if i._dead is not None else np.zeros(i._n, bool) for i in every])
+        for other in others:
+            if self._originals is not None and other._originals is not None:
+                with self._originals.open("ab") as f:
+                    f.write(other._originals.read_bytes())
+            self._blocks += [b._replace(numbers=b.numbers + self._n) for b in other._blocks]
+            self._n += other._n
+        self._ids = None if np.array_equal(ids, np.arange(self._n)) else ids
         self._places = self._opened = None
         return self
 

@@ -46,7 +46,7 @@ def save(index: Index, path: str | PathLike[str]) -> None:
         "queries": index.query_map,
         "ids": index._ids,
         "dead": None if index._dead is None else np.packbits(index._dead),
-        "numbers": np.concatenate([b.numbers for b in index._blocks]).astype(np.int64) if index._scattered() else None,
+        "numbers": _numbers(index) if index._scattered() else None,
     }
     head = {
         "dim": index.dim, "metric": index.metric, "recipe": index.recipe, "bits": index.bits, "lists": index.lists,
@@ -77,6 +77,10 @@ def save(index: Index, path: str | PathLike[str]) -> None:
         os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _numbers(index: Index) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *(b.numbers for b in index._blocks)]).astype(np.int64)
 
 
 def load(path: str | PathLike[str], *, mmap: bool, originals: str | PathLike[str] | None) -> Index:
