@@ -456,13 +456,15 @@ def _prepare(costs, q, list_, worst, shifted, f, table):
 
 
 @njit(cache=True, nogil=True)
-def _exactly(costs, codes, fine, block, i, shifted):
-    """Cost of vector i of a block by its levels, in float64."""
+def _exactly(costs, codes, fine, block, i, shifted, limit):
+    """Cost of vector i of a block by its points, in float64; where it is above the limit, it may be anything above."""
     where, kind = costs.where, costs.kind
     at, up = 32 * where.n_columns * block + i % 32, 4 * (i // 32)
     bit_at = fine + 8 * where.n_planes * block + i // 8
     total, power = 0.0, 0.0
     for u in range(where.bits.shape[0]):
+        if kind == SQUARES and u & 31 == 0 and total > limit:  # squares only add up
+            return np.float32(total)
         low, code = where.bits[u] - where.top[u], 0
         if where.top[u]:
             code = ((codes[at + 32 * where.column[u]] >> (where.shift[u] + up)) & ((1 << where.top[u]) - 1)) << low
@@ -572,9 +574,17 @@ def _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, m
             return
         _sum_block(codes, 32 * columns_ * block, flat, 0, columns_, sums)
         mask = _at_most(sums, np.uint16(highest))
+        first = not cost[0] < np.inf
         while mask:
-            i = _vector(_lowest(mask))
-            mask &= mask - np.uint64(1)
+            at = _lowest(mask)
+            if first:  # all may be near: those of least sums give a limit that spares the others
+                for i in range(64):
+                    if mask >> np.uint64(i) & np.uint64(1) and sums[i] < sums[at]:
+                        at = i
+                if sums[at] > highest:
+                    break
+            i = _vector(at)
+            mask &= ~(np.uint64(1) << np.uint64(at))
             place = 64 * block + i
             if place >= n:
                 continue
@@ -586,7 +596,7 @@ def _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, m
             if not simple:
                 if c > limit + np.float32(_ROUNDING) * (abs(limit) + abs(c)):
                     continue
-                c = _exactly(costs, codes, fine, block, i, shifted)
+                c = _exactly(costs, codes, fine, block, i, shifted, 1.001 * np.float64(cost[0]))
             _push(cost, number, c, v)
             if cost[0] < worst:
                 limit = _limit(costs.kind, costs.least, costs.most, cost[0])[1]
@@ -653,6 +663,7 @@ def _all(counter, costs, where_codes, dead, cost, number):
 def _visit(costs, where_codes, list_, q, dead, shifted, f, table, cost, number):
     """One query reads one list."""
     made_for, made, fresh = np.float32(np.inf), (np.float32(1), np.float32(0), np.float32(0)), True
+    piece = 64 if cost[0] < np.inf else (cost.shape[0] + 63) // 64
     for b in range(where_codes.first[list_], where_codes.first[list_ + 1]):
         n, codes, numbers, fine = _block(costs, where_codes, b)
         begin = 0
@@ -661,10 +672,9 @@ def _visit(costs, where_codes, list_, q, dead, shifted, f, table, cost, number):
                 made_for = cost[0]
                 _, step, base, rest = _prepare(costs, q, list_, made_for, shifted, f, table)
                 made, fresh = (step, base, rest), False
-            piece = 64 if made_for < np.inf else (cost.shape[0] + 63) // 64
             end = min(begin + piece, (n + 63) // 64)
             _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, made, cost, number)
-            begin = end
+            begin, piece = end, min(2 * piece, 64)
 
 
 @njit(cache=True, nogil=True)
