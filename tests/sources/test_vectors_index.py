@@ -125,6 +125,33 @@ def test_rescoring_with_originals(tmp_path: Path) -> None:
         made().search(q, 5, rescore=9)
 
 
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_originals_that_cannot_win_are_not_read(metric: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from laconic.sources.vectors import index as module
+
+    x, q = vectors(900, 1), vectors(15, 2)
+    given = {"originals": tmp_path / "x.f32", "lists": 3}
+    index = Index(DIM, metric, "klt-levels", 6.0, **given).train(vectors(400, 5)).add(x[:300]).add(x[300:])
+    index.remove([5])
+    index.save(tmp_path / "x")
+    rows, asked = (directions(x), directions(q)) if metric == "cosine" else (x, q)
+    cost = costs(asked, rows, metric)
+    cost[:, 5] = np.inf
+    exact = np.argsort(cost, 1, kind="stable")[:, :5]
+    read: list[int] = []
+    monkeypatch.setattr(module, "costs", lambda q, v, m: (read.append(len(v)), costs(q, v, m))[1])
+    for one in (index, Index.load(tmp_path / "x", originals=tmp_path / "x.f32")):
+        read.clear()
+        shown, ids = one.search(q, 5, probe=3, rescore=899)
+        np.testing.assert_array_equal(ids, exact)
+        np.testing.assert_allclose(np.abs(shown), np.abs(np.take_along_axis(cost, exact, 1)), rtol=1e-4)
+        assert sum(read) - 3 < 15 * 899 / 5
+    index._errors = None  # as files of versions 1 and 2 have it: all are read
+    read.clear()
+    np.testing.assert_array_equal(index.search(q, 5, probe=3, rescore=899)[1], exact)
+    assert sum(read) - 3 == 15 * 899
+
+
 def test_merging_shards() -> None:
     base = Index(DIM, recipe="saq", bits=3.0).train(vectors(400, 5))
     import copy

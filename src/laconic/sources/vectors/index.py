@@ -27,6 +27,8 @@ from .scanning import Opened, Scanner, opened, scanner
 MAX_DIM = 4096
 _ROWS_A_LIST = 4  # training vectors that a list needs
 _TOGETHER = 4096  # queries that are scanned together
+_READ = 16  # originals that are read at a time
+_ROUNDING = 1e-5  # of costs in float32
 
 
 class Index:
@@ -76,6 +78,9 @@ class Index:
         self._blocks: list[Block] = []
         self._ids: np.ndarray | None = None  # by number, where they are not the numbers
         self._dead: np.ndarray | None = None  # by number, where something was removed
+        self._errors: np.ndarray | None = (
+            None  # by number, where originals are kept: float32, how far each is from its code
+        )
         self._n = 0
         self._places: tuple[np.ndarray, np.ndarray] | None = None
         self._scanner: tuple[Scanner | None] | None = None  # once it was looked for
@@ -143,6 +148,7 @@ class Index:
         if self._originals is not None:
             with self._originals.open("ab") as f:
                 f.write(rows.tobytes())
+            self._errors = self._errors_with(rows, found)
         if names is not None or self._ids is not None:
             old = np.arange(self._n) if self._ids is None else self._ids
             self._ids = np.concatenate([old, numbers if names is None else names])
@@ -194,7 +200,7 @@ class Index:
         self._ready()
         out = copy.copy(self)
         out._blocks, out._n = [], 0
-        out._ids = out._dead = out._places = out._opened = out._originals = None
+        out._ids = out._dead = out._places = out._opened = out._originals = out._errors = None
         return out
 
     def merge(self, *others: Index) -> Index:
@@ -222,6 +228,8 @@ class Index:
                     f.write(other._originals.read_bytes())
             self._blocks += [b._replace(numbers=b.numbers + self._n) for b in other._blocks]
             self._n += other._n
+        known = [i._errors for i in every if i._errors is not None]
+        self._errors = np.concatenate(known) if sum(map(len, known)) == self._n and known else None
         self._ids = None if np.array_equal(ids, np.arange(self._n)) else ids
         self._places = self._opened = None
         return self
@@ -234,7 +242,8 @@ class Index:
         """The k nearest of every query: (n, k) distances float32 and ids int64, nearest first, ties by the order of adding.
 
         Where there are fewer than k, ids are −1 and distances inf (l2) or −inf. probe: lists that a query reads, a sixteenth of
-        all by default. rescore: candidates that are compared once more, as originals. allowed: ids among which to search.
+        all by default. rescore: candidates that are compared once more, as originals; those are not read whose code lies too
+        far away for its error. allowed: ids among which to search.
         """
         queries = self._queries(q)
         self._ready()
@@ -317,7 +326,8 @@ class Index:
         """All memory that grows with the vectors, and what was learned."""
         numbers = sum(b.numbers.nbytes for b in self._blocks) if self.lists else 0
         named = 0 if self._ids is None else self._ids.nbytes
-        return self.code_bytes + self.model_bytes + numbers + named + (0 if self._dead is None else self._dead.nbytes)
+        named += sum(a.nbytes for a in (self._dead, self._errors) if a is not None)
+        return self.code_bytes + self.model_bytes + numbers + named
 
     def report(self) -> dict[str, Any]:
         """Sizes and settings, for people."""
@@ -501,11 +511,41 @@ class Index:
             else np.empty((0, self.dim))
         )
         out = Best(len(queries), k)
-        for i, numbers in enumerate(best.number):
-            found = np.sort(numbers[numbers >= 0])
-            if len(found):
-                out.add(costs(queries[i : i + 1], np.asarray(rows[found]), self.metric), found, np.array([i]))
+        for i, (numbers, cost) in enumerate(zip(best.number, best.cost, strict=True)):
+            found = numbers[numbers >= 0]
+            least = self._least(queries[i], cost[numbers >= 0], found)
+            order = np.argsort(least, kind="stable")
+            for at in range(0, len(found), max(k, _READ)):
+                some = order[at : at + max(k, _READ)]
+                some = some[least[some] <= out.cost[i, -1]]
+                if not len(some):
+                    break
+                near = np.sort(found[some])
+                out.add(costs(queries[i : i + 1], np.asarray(rows[near]), self.metric), near, np.array([i]))
         return out
+
+    def _errors_with(self, rows: np.ndarray, found: list[Block]) -> np.ndarray | None:
+        """Errors of all vectors with those that were just coded; rows: of the latter, in their order."""
+        if self._errors is None and self._n:
+            return None
+        new = np.empty(len(rows), np.float32)
+        for block in found:
+            at = block.numbers - self._n
+            coded = self._open(block)
+            coded = directions(coded) if self.metric == "cosine" else coded
+            new[at] = np.sqrt(np.square(rows[at] - coded, dtype=np.float64).sum(1)) * (1 + 1e-6)
+        return new if self._errors is None else np.concatenate([self._errors, new])
+
+    def _least(self, query: np.ndarray, cost: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """What originals cost at least, by the cost of their codes and how far they are from these: float64."""
+        if self._errors is None:
+            return np.full(len(numbers), -np.inf)
+        error, power = self._errors[numbers].astype(np.float64), float(np.square(query, dtype=np.float64).sum())
+        if self.metric == "l2":
+            far = np.sqrt(cost.astype(np.float64))
+            return np.square(np.maximum(far - error, 0)) - _ROUNDING * (power + np.square(far + error))
+        norm = math.sqrt(power)
+        return cost.astype(np.float64) - norm * error - _ROUNDING * (np.abs(cost) + norm * error + norm)
 
 
 def recipe_stage(recipe: str, bits: float, seed: int, settings: dict[str, Any]) -> Stage:

@@ -3,10 +3,10 @@
     "LACVEC" | version (1 byte) | u64 length of the head | head: JSON | its checksum | arrays | blocks
 
 Arrays are sections (`core.wire`) with checksums: what the codec learned, centroids, ids, what was removed, the vectors'
-numbers by block, prices of lists, the map of queries. Blocks lie behind each other, each section with its own checksum, and
-are read when a search comes to them; the payload is in columns (`scanning`) or as the codec gave it, as `layout` says
-(version 1: the latter). Versions 1 and 2 have neither prices nor a map of queries. The head holds settings, names of the
-arrays and lengths of the blocks; the lengths must add up to the file.
+numbers by block, prices of lists, errors of codes, the map of queries. Blocks lie behind each other, each section with its
+own checksum, and are read when a search comes to them; the payload is in columns (`scanning`) or as the codec gave it, as
+`layout` says (version 1: the latter). Versions 1 and 2 have neither prices nor a map of queries. The head holds settings,
+names of the arrays and lengths of the blocks; the lengths must add up to the file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VERSION = 3  # 1 has no layout, 2 neither prices nor a map of queries
 _MOST_HEAD = 1 << 28
 _OWN = {"centroids": Leaf("float32", "codebooks"), "prices": Leaf("float32", "codebooks"),
         "queries": Leaf("float32", "codebooks"), "ids": Leaf("int64", "indices"),
-        "dead": Leaf("uint8", "indices"), "numbers": Leaf("int64", "indices")}  # fmt: skip
+        "dead": Leaf("uint8", "indices"), "numbers": Leaf("int64", "indices"), "errors": Leaf("float32", "norms")}  # fmt: skip
 
 
 def save(index: Index, path: str | PathLike[str]) -> None:
@@ -44,6 +44,7 @@ def save(index: Index, path: str | PathLike[str]) -> None:
         "centroids": index.centroids,
         "prices": index.list_prices,
         "queries": index.query_map,
+        "errors": index._errors,
         "ids": index._ids,
         "dead": None if index._dead is None else np.packbits(index._dead),
         "numbers": _numbers(index) if index._scattered() else None,
@@ -117,6 +118,9 @@ def load(path: str | PathLike[str], *, mmap: bool, originals: str | PathLike[str
         )
     if index._ids is not None and index._ids.shape != (index._n,):
         raise CorruptStream(f"{index._ids.shape} ids for {index._n} vectors")
+    index._errors = own.get("errors")
+    if (e := index._errors) is not None and (e.shape != (index._n,) or not (np.isfinite(e) & (e >= 0)).all()):
+        raise CorruptStream(f"errors of shape {e.shape} for {index._n} vectors, or not finite")
     if (dead := own.get("dead")) is not None:
         if dead.shape != (-(-index._n // 8),):
             raise CorruptStream(f"marks of removed vectors {dead.shape} for {index._n} vectors")
