@@ -55,6 +55,20 @@ def test_search_is_brute_force_over_reconstructions(recipe: str) -> None:
         assert np.isclose(shown[~same], wanted[~same], rtol=1e-4, atol=1e-3).all()
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_lists_and_masks_of_every_recipe(recipe: str) -> None:
+    """Every vector that may be found is in the lists that are read: what is near among the reconstructions is found."""
+    for metric, seed in (("l2", 2), ("ip", 3)):
+        index, q = made(recipe, 120, metric=metric, lists=3), vectors(4, seed)
+        index.remove([2, 3])
+        allowed = np.arange(1, 120, 2)
+        shown, ids = index.search(q, 6, probe=3, allowed=allowed)
+        assert np.isin(ids, allowed).all() and not (ids == 3).any()
+        every, names = brute(index, q, len(index))
+        wanted = np.stack([row[np.isin(n, allowed)][:6] for row, n in zip(every, names, strict=True)])
+        np.testing.assert_allclose(shown, wanted, rtol=1e-4, atol=1e-3)
+
+
 def test_every_list_read_is_every_vector_read() -> None:
     index, queries = made(lists=6), vectors(5, 2)
     shown, _ = index.search(queries, 9, probe=6)
@@ -366,6 +380,30 @@ def test_files_of_version_1_open_and_find_the_same(tmp_path: Path) -> None:
     found = Index.load(tmp_path / "x").search(q, 5)
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_files_of_version_2_open_and_find_the_same(tmp_path: Path) -> None:
+    """Version 2 held product codes of 8 bits as the codec gave them, and no arrays but those it knew."""
+    from laconic.sources.vectors import saving
+    from laconic.sources.vectors.blocks import relaid
+
+    index, q = made("pq", lists=3, bits=4.0), vectors(6, 2)
+    wanted, scan = index.search(q, 5, probe=3), index._scan()
+    assert scan is not None and scan.where.bits[0] > 4
+    index._blocks = [
+        b._replace(data=relaid(index._ready(), b.data, len(b.numbers), scan, back=True)) for b in index._blocks
+    ]
+    index._scanner = (None,)
+    index.save(tmp_path / "x")
+    data = bytearray((tmp_path / "x").read_bytes())
+    data[len(saving.MAGIC)] = 2
+    (tmp_path / "x").write_bytes(data)
+    for a, b in zip(Index.load(tmp_path / "x").search(q, 5, probe=3), wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+    data[len(saving.MAGIC)] = 4
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(CorruptStream, match="versions 1 to 3"):
+        Index.load(tmp_path / "x")
 
 
 def test_filtered_search_in_lists_and_product_codes() -> None:

@@ -41,7 +41,7 @@ SENTENCE_PEERS = {
     2: ("PQ96x8", "RR384,RaBitQ", "RR384,EDEN1"),
     4: ("PQ192x8", "SQ4", "RR384,RaBitQ2", "RR384,EDEN3"),
 }
-OURS = ("klt-trellis", "ar-scalar", "klt-levels", "saq", "rvq")
+OURS = ("klt-trellis", "ar-scalar", "klt-levels", "saq", "rvq", "opq")
 STORED = ("klt-trellis", "ar-scalar")
 RESCORED = 100  # candidates
 
@@ -165,6 +165,10 @@ def _beside(data: Data, peers: dict[int, tuple[str, ...]]) -> Iterator[Row]:
             yield Row(f"{name}: training", point.train_s, "s", f"faiss {best.name}", best.train_s)
             yield Row(f"{name}: encoding", 1e6 * point.encode_s / len(data.base), "µs/vector")
             yield Row(f"{name}: learned, shared by all vectors", model, "bytes")
+        for theirs in (p for p in points if p.name.startswith("OPQ")):
+            for mine in (f[0] for f in found if f is not None and f[0].name == "klt-levels"):
+                yield Row(f"{data.name}, {bits} bits: training of klt-levels over that of faiss {theirs.name}",
+                          mine.train_s / theirs.train_s, "×", target=("<=", 0.1))  # fmt: skip
         top = max((f[0] for f in found if f is not None), key=lambda p: p.recall)
         low = min((f[0] for f in found if f is not None), key=lambda p: p.error)
         yield Row(f"{data.name}, {bits} bits: recall@10 less the best of faiss's ({top.name}, {best.name})",

@@ -5,7 +5,7 @@
 Arrays are sections (`core.wire`) with checksums: what the codec learned, centroids, ids, what was removed, the vectors'
 numbers by block, prices of lists, errors of codes, the map of queries. Blocks lie behind each other, each section with its
 own checksum, and are read when a search comes to them; the payload is in columns (`scanning`) or as the codec gave it, as
-`layout` says (version 1: the latter). Versions 1 and 2 have neither prices nor a map of queries. The head holds settings,
+`layout` says (version 1: the latter). Versions 1 and 2 have no prices, errors or map of queries. The head holds settings,
 names of the arrays and lengths of the blocks; the lengths must add up to the file.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .index import Index
 
 MAGIC = b"LACVEC"
-VERSION = 3  # 1 has no layout, 2 neither prices nor a map of queries
+VERSION = 3  # 1 has no layout, 1 and 2 have no prices, errors or map of queries
 _MOST_HEAD = 1 << 28
 _OWN = {"centroids": Leaf("float32", "codebooks"), "prices": Leaf("float32", "codebooks"),
         "queries": Leaf("float32", "codebooks"), "ids": Leaf("int64", "indices"),
