@@ -382,6 +382,17 @@ def test_files_of_version_1_open_and_find_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("lists", [0, 3])
+def test_many_queries_of_coarse_codes_are_decoded_once(lists: int) -> None:
+    index, q = made("pq", bits=4.0, lists=lists), vectors(100, 2)
+    scan = index._scan()
+    assert scan is not None and scan.pays(47) and not scan.pays(48)
+    probe = {"probe": 3} if lists else {}
+    many = index.search(q, 5, **probe)[0]
+    few = np.concatenate([index.search(part, 5, **probe)[0] for part in np.split(q, 4)])
+    np.testing.assert_allclose(many, few, rtol=1e-3, atol=1e-3)
+
+
 def test_files_of_version_2_open_and_find_the_same(tmp_path: Path) -> None:
     """Version 2 held product codes of 8 bits as the codec gave them, and no arrays but those it knew."""
     from laconic.sources.vectors import saving

@@ -253,6 +253,8 @@ class Index:
         best = Best(len(queries), max(1, min(wanted, max(self._n, k))))
         dead = self._outside(allowed)
         scan, near = self._scan(), self._near(queries, probe)
+        if scan is not None and not scan.pays(len(queries) * (1 if near is None else near.shape[1] / self.lists)):
+            scan = None
         if scan is not None:
             self._scanned(scan, queries, near, dead, best)
         for at, block, rows in [] if scan is not None else self._read(near):

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .blocks import Block
 
 
+_MANY = 48  # queries
+
+
 class Scanner(NamedTuple):
     """What the scan needs of a codec.
 
@@ -39,6 +42,14 @@ class Scanner(NamedTuple):
     shift: np.ndarray
     still: Costs
     order: np.ndarray | None = None
+
+    def pays(self, n_queries: float) -> bool:
+        """Whether so many queries that read the same codes are faster by the scan than by decoding these once for all of them.
+
+        Of product codes above 4 bits the columns say little, so that one vector in ten is costed to the end: some 100 ns a
+        vector and query, where decoding takes 2 µs a vector.
+        """
+        return self.order is None or self.still.whole or n_queries < _MANY
 
     def index_of(self, payload: bytes, n: int) -> np.ndarray:
         """(n, n_codes) uint8 codes from the codec's payload."""
