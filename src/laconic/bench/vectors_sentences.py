@@ -44,13 +44,14 @@ def embeddings(n: int = N_SENTENCES) -> np.ndarray:
     return _embedded(texts(n))
 
 
-def halves(n: int) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
-    """Sentences cut at the space nearest to their middle: first halves, second halves, and the unit vectors (n, 384) of both."""
-    cut = [s.rfind(" ", 0, len(s) // 2 + 1) for s in texts()[:n]]
-    whole = list(zip(texts()[:n], cut, strict=True))
-    first, second = [s[:c] for s, c in whole], [s[c + 1 :] for s, c in whole]
-    both = _embedded([*first, *second])
-    return first, second, both[:n], both[n:]
+def keywords(n: int, n_words: int = 4) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Queries, the longest words of n sentences as they come; their unit vectors (n, 384), and those of the sentences."""
+    asked = []
+    for sentence in texts()[:n]:
+        words = sentence.split()
+        longest = sorted(range(len(words)), key=lambda i: (-len(words[i]), i))[:n_words]
+        asked.append(" ".join(words[i] for i in sorted(longest)))
+    return asked, _embedded(asked), embeddings()[:n]
 
 
 def _embedded(sentences: list[str]) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""JPQ beside PQ and OPQ: first halves of sentences look for their second halves, as MiniLM embeds both.
+"""JPQ beside PQ and OPQ: four words of a sentence look for the sentence, as MiniLM embeds both.
 
-Codes are learned on all second halves; points and queries are tuned on three quarters of the pairs, and judged on the others,
-among all second halves. Exact search of the embeddings as they are is what compression took away from.
+Codes are learned on all sentences; points and queries are tuned on three quarters of the pairs, and judged on the others,
+among all sentences. Exact search of the embeddings as they are is what compression took away from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..sources.vectors.index import Index
 from .rows import Row
-from .vectors_sentences import halves, minilm
+from .vectors_sentences import keywords, minilm
 
 N_PAIRS, N_TUNED, N_ENCODED = 12_000, 9_000, 3_000
 BITS = (0.5, 1.0)
@@ -29,13 +29,13 @@ def _judged(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
 
 
 def jpq() -> Iterator[Row]:
-    """Held-out queries that find the other half of their sentence among ten, before and after tuning."""
-    first, _, queries, base = halves(N_PAIRS)
+    """Held-out queries that find their sentence among ten, before and after tuning."""
+    asked, queries, base = keywords(N_PAIRS)
     learn, held = np.arange(N_TUNED), np.arange(N_TUNED, N_PAIRS)
     exact = np.argsort(-(queries[held] @ base.T), 1)[:, :_K]
     top, top_rank = _judged(exact, held)
-    yield Row(f"halves, exact, {len(base):,} × 384 float32: found among 10", top, "share")
-    yield Row("halves, exact: MRR@10", top_rank, "")
+    yield Row(f"keywords, exact, {len(base):,} × 384 float32: found among 10", top, "share")
+    yield Row("keywords, exact: MRR@10", top_rank, "")
     for bits in BITS:
         found = {}
         for recipe in ("pq", "opq", "jpq", "jpq, MiniLM"):
@@ -44,22 +44,22 @@ def jpq() -> Iterator[Row]:
             if recipe == "jpq":
                 index.tune(queries[learn], learn)
             elif recipe == "jpq, MiniLM":
-                q = _with_encoder(index, first, held)
+                q = _with_encoder(index, asked, held)
             seconds = time.perf_counter() - start
             found[recipe], rank = _judged(index.search(q, _K)[1], held)
-            name = f"halves, {recipe}, {index.bits_per_dim:.2f} bits"
+            name = f"keywords, {recipe}, {index.bits_per_dim:.2f} bits"
             yield Row(f"{name}: found among 10", found[recipe], "share", "exact", top)
             yield Row(f"{name}: MRR@10", rank, "", "exact", top_rank)
             if recipe.startswith("jpq"):
                 yield Row(f"{name}: tuning", seconds, "s")
         lost = top - found["opq"]
         for recipe in ("jpq", "jpq, MiniLM"):
-            name = f"halves, {recipe}, {bits} bits: share of what OPQ lost that tuning wins back"
+            name = f"keywords, {recipe}, {bits} bits: share of what OPQ lost that tuning wins back"
             target = (">=", 0.5) if recipe == "jpq" else None
             yield Row(name, (found[recipe] - found["opq"]) / lost, "share", target=target)
 
 
-def _with_encoder(index: Index, first: list[str], held: np.ndarray) -> np.ndarray:
+def _with_encoder(index: Index, asked: list[str], held: np.ndarray) -> np.ndarray:
     """Tunes the points and MiniLM itself on some of the pairs, in one epoch; the queries held out as it then embeds them."""
     import torch
 
@@ -80,5 +80,5 @@ def _with_encoder(index: Index, first: list[str], held: np.ndarray) -> np.ndarra
         if done % 10 == 0:
             print(f"… {what}: {done} of {total} steps", file=sys.stderr, flush=True)
 
-    index.tune(first[:N_ENCODED], np.arange(N_ENCODED), encoder=Texts(), epochs=1, progress=said)
-    return embed(encoder, tokenizer, [first[int(i)] for i in held]).numpy()
+    index.tune(asked[:N_ENCODED], np.arange(N_ENCODED), encoder=Texts(), epochs=1, progress=said)
+    return embed(encoder, tokenizer, [asked[int(i)] for i in held]).numpy()
