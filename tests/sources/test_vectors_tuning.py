@@ -40,7 +40,7 @@ def found(index: Index) -> float:
 def test_held_out_queries_find_more(metric: str) -> None:
     plain, index = made("pq", metric), made(metric=metric)
     codes, before, product = index.code_bytes, found(index), found(plain)
-    index.tune(Q[SOME], SOME, epochs=4)
+    index.tune(Q[SOME], SOME, epochs=4, rate=4.0)
     assert found(index) > max(before, product) + 0.1 and index.code_bytes == codes
     every = index.reconstruct(index.ids())
     q = index._queries(Q[:9])
@@ -53,7 +53,7 @@ def test_live_negatives_points_and_queries_each_count() -> None:
     """Queries alone gain less than queries and points; the start is kept where nothing is learned."""
     both, none = made(), made()
     before = both.reconstruct([0, 1])
-    both.tune(Q[SOME], SOME, epochs=4)
+    both.tune(Q[SOME], SOME, epochs=4, rate=4.0)
     assert not np.allclose(both.reconstruct([0, 1]), before)
     points = both.reconstruct(both.ids())
     mapped, both.query_map = both.query_map, None
@@ -96,7 +96,7 @@ def test_an_encoder_of_ones_own_is_trained_in_place() -> None:
             return self.linear(torch.from_numpy(np.stack([Q[int(s)] for s in some])))
 
     index, encoder = made(), Words()
-    index.tune([str(i) for i in SOME], SOME, encoder=encoder, epochs=3, rate=2.0)
+    index.tune([str(i) for i in SOME], SOME, encoder=encoder, epochs=3, rate=4.0)
     assert index.query_map is None and not torch.equal(encoder.linear.weight, torch.eye(DIM))
     with torch.no_grad():
         mine = encoder([str(i) for i in OTHERS]).numpy()

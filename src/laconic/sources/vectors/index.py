@@ -178,7 +178,7 @@ class Index:
         positives: Any,
         *,
         encoder: Any = None,
-        epochs: int = 8,
+        epochs: int = 4,
         negatives: int = 50,
         rate: float = 1.0,
         seed: int = 0,

@@ -28,11 +28,8 @@ if TYPE_CHECKING:
     from .index import Index
 
 _BATCH, _REFRESH = 32, 8  # pairs of a step, steps of one search for negatives
-_POINTS, _MAP, _ENCODER = (
-    0.02,
-    0.003,
-    2e-5,
-)  # steps of Adam: of the points' deviation, of the map's entries, of an encoder
+# Steps of Adam: of the points' deviation, of the map's entries times √dim, of an encoder's weights.
+_POINTS, _MAP, _ENCODER = 0.005, 0.004, 2e-5
 _CHUNK = 1 << 16  # vectors that are compared at a time
 _TOP = 10  # ranks that count where the pairs held back are judged
 
@@ -128,7 +125,8 @@ def tune(
             model.weight.copy_(torch.from_numpy(start[:-1].T.copy()))
             model.bias.copy_(torch.from_numpy(start[-1]))
         size = float(np.sqrt(np.square(rows).mean())) or 1.0
-        groups = [{"params": [model.weight], "lr": rate * _MAP}, {"params": [model.bias], "lr": rate * _MAP * size}]
+        pace = rate * _MAP / index.dim**0.5
+        groups = [{"params": [model.weight], "lr": pace}, {"params": [model.bias], "lr": pace * size}]
     else:
         rows = queries
         groups = [{"params": list(model.parameters()), "lr": rate * _ENCODER}]
