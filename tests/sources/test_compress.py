@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from laconic.core.errors import BadConfig, BadInput, CorruptStream
+from laconic.core.stage import Stats
+from laconic.quantize.feedback_trellis import FeedbackTrellis
 from laconic.sources.weights import compress as room
 from laconic.sources.weights import store
 from laconic.sources.weights.network import Network, skeleton
@@ -305,3 +307,21 @@ def test_a_dry_run_writes_nothing_and_says_what_is_needed(tmp_path: Path) -> Non
     said = room.prepare(source, out=tmp_path / "o", bits=4.0, calibration=families.inputs("llama"))
     assert said.blocks == 2 and said.tokens == 256 and said.parameters > 90_000
     assert said.peak_bytes > 0 and said.seconds > 0 and sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_what_an_estimate_is_off_by_is_made_good_in_a_network_of_one_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    sizes = [64, 256, 128, 96, 64, 48, 40]
+    layers = [torch.nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False)]
+    net = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    n = sum(layer.weight.numel() for layer in layers)
+    monkeypatch.setattr(room, "TOLERATED_BYTES", n * 0.02 / 8)
+    right = FeedbackTrellis.estimate
+
+    def too_little(self: FeedbackTrellis, x: torch.Tensor, stats: Stats | None = None) -> tuple[float, float]:
+        rate, error = right(self, x, stats)
+        return rate - 0.1, error
+
+    monkeypatch.setattr(FeedbackTrellis, "estimate", too_little)
+    _, report = room.compress(net, bits=3, calibration=torch.randn(8, 64, 4, 4))
+    assert abs(report.bits - 3) < 0.02

@@ -455,11 +455,14 @@ class Run:
         self.journal.plan = {m.name: r for m, r in zip(ms, found, strict=True)}
         self.journal.step, self.journal.slope = 2.0**u, slope
 
-    def _step_now(self) -> float:
-        """The step for the unit at hand: what the units before it took too much or too little is spread over the rest."""
+    def _step_now(self, packets: Mapping[str, bytes]) -> float:
+        """The step for what is ahead: what was coded took too much or too little, which is spread over the rest.
+
+        packets: of the unit at hand, as far as it is coded.
+        """
         assert self.journal.step is not None
-        ahead = [m for _, ms in self.units[self.journal.done :] for m in ms]
-        left = self.budget() - 8 * self.packet_bytes(self.journal.done)
+        ahead = [m for _, ms in self.units[self.journal.done :] for m in ms if m.name not in packets]
+        left = self.budget() - 8 * (self.packet_bytes(self.journal.done) + sum(map(len, packets.values())))
         expected = sum(self.journal.plan[m.name] * m.n_elements for m in ahead)
         gap = (left - expected) / max(sum(m.n_elements for m in ahead), 1)
         return self.journal.step * 2.0 ** min(max(gap / self.journal.slope, -2.0), 2.0)
@@ -707,8 +710,6 @@ class Run:
                 notes.append(f"no calibration token reached this expert; {how}")
             return self._one(m, h, moments.drift(m.name), notes, said[threading.get_ident()])
 
-        if self.journal.step is not None:
-            self._step = self._step_now()
         said: dict[int, list[str]] = defaultdict(list)
         done = 0
         with warnings.catch_warnings():
@@ -722,12 +723,29 @@ class Run:
                     show(message, category, *rest, **more)
 
             warnings.showwarning = hear
-            for m, (packet, row) in zip(ms, self.pool.map(one, ms), strict=True):
-                release()
-                packets[m.name] = packet
-                self.journal.rows.append(asdict(row))
-                done += m.n_elements
-                tick(done, m.name)
+            for group in self._groups(ms):
+                if self.journal.step is not None:
+                    self._step = self._step_now(packets)
+                for m, (packet, row) in zip(group, self.pool.map(one, group), strict=True):
+                    release()
+                    packets[m.name] = packet
+                    self.journal.rows.append(asdict(row))
+                    done += m.n_elements
+                    tick(done, m.name)
+
+    def _groups(self, ms: list[Matrix]) -> list[list[Matrix]]:
+        """Matrices of a unit that are coded with one step: all; of a network that is one unit half, then half of the rest, ….
+
+        What the estimate of a rate was off by is made good by those behind, so the smallest come last.
+        """
+        if self.net.blocks:
+            return [ms]
+        total, done = sum(m.n_elements for m in ms), 0
+        groups: dict[int, list[Matrix]] = defaultdict(list)
+        for m in sorted(ms, key=lambda m: -m.n_elements):
+            groups[min(int(-math.log2(1 - done / total)), 5)].append(m)
+            done += m.n_elements
+        return list(groups.values())
 
     def _one(
         self, m: Matrix, h: Tensor | None, drift: Tensor | None, notes: list[str], warned: list[str]
