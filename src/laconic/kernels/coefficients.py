@@ -33,7 +33,7 @@ import numpy as np
 from numba import njit
 
 from laconic.core.errors import CorruptStream, claim
-from laconic.kernels.bytemix import APM_BINS, DOMAIN, LANES, STRETCH_LIMIT, mix, tables, train
+from laconic.kernels.bytemix import DOMAIN, LANES, STRETCH_LIMIT, mix, tables, train
 from laconic.kernels.rangecoder import (
     ENCODER,
     FRESH,
@@ -58,6 +58,7 @@ _POSITIONS = 256
 _BANDS = 16
 _N_CONTEXTS, _N_SIGN = 13, 5
 _WIDTH = 2 * LANES  # mixer inputs
+APM_BINS = 33  # of an adaptive probability map
 _ENCODE, _DECODE, _CHOOSE = 0, 1, 2
 _RATE, _SIGN_RATE = 10, 6
 _LEAST = 32  # no decision is surer than 1 − 32/65536
