@@ -4,10 +4,13 @@ Shares are taken, not dealt, so a thread that wakes late costs nothing, and whic
 as rows do not depend on each other.
 """
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -33,9 +36,52 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "laconic")
 
 
+_TEAM_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_HOME = os.getpid()
+
+
+@lru_cache(maxsize=1)
+def _openmp() -> Any:
+    """`GOMP_parallel` of the OpenMP library that PyTorch has loaded, or None."""
+    try:
+        with open("/proc/self/maps") as f:
+            paths = {line.split()[-1] for line in f if "libgomp" in line}
+        found = ctypes.CDLL(paths.pop()).GOMP_parallel if len(paths) == 1 else None
+    except (OSError, AttributeError):
+        return None
+    if found is not None:
+        found.argtypes, found.restype = (_TEAM_WORK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return found
+
+
+def _team(threads: int) -> Any:
+    """PyTorch's own team of threads, where it has one so large.
+
+    Its threads wait for work for a while before they sleep, at full speed: ours beside them would have to share the cores with
+    those that wait. A forked process has no team (PyTorch says one thread there).
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or os.getpid() != _HOME or getattr(torch, "get_num_threads", lambda: 1)() < threads:
+        return None
+    return _openmp()
+
+
 def divide(threads: int, work: Callable[..., None], *args: object) -> None:
     """work(counter, *args) in up to `threads` threads, this one among them; `work` must let others run (nogil)."""
     counter = np.zeros(1, np.int64)
+    if threads > 1 and (parallel := _team(threads)) is not None:
+        wrong: list[BaseException] = []
+
+        def member(_: object) -> None:
+            try:
+                work(counter, *args)
+            except BaseException as e:  # it may not leave through a foreign frame; raised below
+                wrong.append(e)
+
+        parallel(_TEAM_WORK(member), None, threads, 0)
+        if wrong:
+            raise wrong[0]
+        return
     helpers = [_pool(os.getpid(), threads - 1).submit(work, counter, *args) for _ in range(threads - 1)]
     work(counter, *args)
     for helper in helpers:
