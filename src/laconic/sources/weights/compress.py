@@ -291,8 +291,6 @@ class Run:
             self.units = [("embeddings", stem), ("", rest), ("head", [])]
         self.codecs: dict[str, Codec] = {}
         self._lock = threading.Lock()
-        # The same threads to the end: each has an arena of malloc and a team of OpenMP, which new ones would not share.
-        self.pool = ThreadPoolExecutor(max(threads, 1))
         self.fisher: Fisher | None = None
         self._step = 0.0
         if not net.matrices:
@@ -428,10 +426,11 @@ class Run:
                 return float(at_step(2.0**log_step).estimate(self.weight(m), stats)[0])
 
             out = []
-            for i, r in enumerate(self.pool.map(one, ms)):
-                release()
-                out.append(r + 8 * PACKET_BYTES / ms[i].n_elements)
-                self._tick(i, len(ms), f"plan: {ms[i].name}")
+            with ThreadPoolExecutor(self.threads) as pool:
+                for i, r in enumerate(pool.map(one, ms)):
+                    release()
+                    out.append(r + 8 * PACKET_BYTES / ms[i].n_elements)
+                    self._tick(i, len(ms), f"plan: {ms[i].name}")
             return out
 
         spectra = [policies.spectrum(self.weight(m), self.sensitivity(m)) for m in ms]
@@ -712,7 +711,7 @@ class Run:
 
         said: dict[int, list[str]] = defaultdict(list)
         done = 0
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ThreadPoolExecutor(self.threads) as pool:
             warnings.simplefilter("always", HessianWarning)
             show = warnings.showwarning
 
@@ -726,7 +725,7 @@ class Run:
             for group in self._groups(ms):
                 if self.journal.step is not None:
                     self._step = self._step_now(packets)
-                for m, (packet, row) in zip(group, self.pool.map(one, group), strict=True):
+                for m, (packet, row) in zip(group, pool.map(one, group), strict=True):
                     release()
                     packets[m.name] = packet
                     self.journal.rows.append(asdict(row))

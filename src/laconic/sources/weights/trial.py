@@ -10,6 +10,7 @@ import copy
 import shutil
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,9 +183,10 @@ class Trial:
         n, rates = len(self.matrices), len(self.rates)
         todo = [(i, k) for i in range(n) for k in range(rates)]
         table = np.full((3, n, rates), np.inf)
-        for (i, k), row in zip(todo, self._run.pool.map(lambda ik: self._code(*ik), todo), strict=True):
-            table[:, i, k] = row
-            self._tick(i * rates + k, len(todo), f"candidates: {self.matrices[i].name}")
+        with ThreadPoolExecutor(max(self._run.threads, 1)) as pool:
+            for (i, k), row in zip(todo, pool.map(lambda ik: self._code(*ik), todo), strict=True):
+                table[:, i, k] = row
+                self._tick(i * rates + k, len(todo), f"candidates: {self.matrices[i].name}")
         return table
 
     def _tick(self, done: int, total: int, what: str) -> None:
