@@ -14,6 +14,8 @@ from numba import njit
 from laconic.core.errors import CorruptStream, decode_budget
 from laconic.kernels import bytemix as bm
 
+from .damage import damaged
+
 TEXT = (b"It was the best of codes, it was the worst of codes; it was 1859 bytes, or 0x743. " * 9)[:700]
 SAMPLE = np.frombuffer(TEXT + bytes(range(256)) + b"\0" * 300 + TEXT[::-1], np.uint8)
 
@@ -166,19 +168,7 @@ def test_near_the_entropy_of_a_memoryless_source():
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_damage_is_named_or_other_bytes(data):
-    code = bm.encode(SAMPLE, 16).copy()
-    kind = data.draw(st.sampled_from(["flip", "cut", "extend", "length", "noise"]))
-    n = SAMPLE.size
-    if kind == "flip":
-        code[data.draw(st.integers(0, code.size - 1))] ^= data.draw(st.integers(1, 255))
-    elif kind == "cut":
-        code = code[: data.draw(st.integers(0, code.size - 1))]
-    elif kind == "extend":
-        code = np.append(code, np.frombuffer(data.draw(st.binary(min_size=1, max_size=9)), np.uint8))
-    elif kind == "length":
-        n = data.draw(st.integers(0, 3 * n).filter(lambda m: m != SAMPLE.size))
-    else:
-        code = np.frombuffer(data.draw(st.binary(max_size=200)), np.uint8)
+    code, n = damaged(data, bm.encode(SAMPLE, 16), SAMPLE.size)
     try:
         out = bm.decode(code, n, 16)
     except CorruptStream:

@@ -15,6 +15,8 @@ from laconic.core.errors import CorruptStream, decode_budget
 from laconic.kernels import contextmix as cm
 from laconic.kernels.bytemix import on_a_line
 
+from .damage import damaged
+
 TEXT = (b"It was the best of codes,\nit was the worst of codes; it was 1859 bytes, or 0x743. " * 4)[:300]
 SAMPLE = np.frombuffer(TEXT + bytes(range(0, 256, 3)) + b"\0" * 60 + TEXT[::-1], np.uint8)
 SHORT = SAMPLE[60:140]
@@ -105,19 +107,7 @@ def test_inverts_where_tables_overflow_and_matches_are_long():
 @given(st.data())
 def test_damage_is_named_or_other_bytes(data):
     program = cm.program(cm.BINARY)
-    code = cm.encode(SAMPLE, BITS, program).copy()
-    kind = data.draw(st.sampled_from(["flip", "cut", "extend", "length", "noise"]))
-    n = SAMPLE.size
-    if kind == "flip":
-        code[data.draw(st.integers(0, code.size - 1))] ^= data.draw(st.integers(1, 255))
-    elif kind == "cut":
-        code = code[: data.draw(st.integers(0, code.size - 1))]
-    elif kind == "extend":
-        code = np.append(code, np.frombuffer(data.draw(st.binary(min_size=1, max_size=9)), np.uint8))
-    elif kind == "length":
-        n = data.draw(st.integers(0, 2 * n).filter(lambda m: m != SAMPLE.size))
-    else:
-        code = np.frombuffer(data.draw(st.binary(max_size=100)), np.uint8)
+    code, n = damaged(data, cm.encode(SAMPLE, BITS, program), SAMPLE.size, longest=2, noise=100)
     try:
         out = cm.decode(code, n, BITS, program)
     except CorruptStream:

@@ -16,6 +16,8 @@ from laconic.entropy.partialmatch import PartialMatch
 from laconic.kernels import partialmatch as pm
 from laconic.kernels.bytemix import tables
 
+from .damage import damaged
+
 TEXT = (b"It was the best of codes,\nit was the worst of codes; it was 1859 bytes, or 0x743. " * 9)[:700]
 SAMPLE = np.frombuffer(TEXT + bytes(range(0, 256, 3)) + b"\0" * 60 + TEXT[::-1], np.uint8)
 SHORT = SAMPLE[:90]
@@ -68,19 +70,7 @@ def test_inverts_where_tables_overflow(monkeypatch):
 @settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_damage_is_named_or_other_bytes(data):
-    code = pm.encode(SAMPLE, 3).copy()
-    kind = data.draw(st.sampled_from(["flip", "cut", "extend", "length", "noise"]))
-    n = SAMPLE.size
-    if kind == "flip":
-        code[data.draw(st.integers(0, code.size - 1))] ^= data.draw(st.integers(1, 255))
-    elif kind == "cut":
-        code = code[: data.draw(st.integers(0, code.size - 1))]
-    elif kind == "extend":
-        code = np.append(code, np.frombuffer(data.draw(st.binary(min_size=1, max_size=9)), np.uint8))
-    elif kind == "length":
-        n = data.draw(st.integers(0, 3 * n).filter(lambda m: m != SAMPLE.size))
-    else:
-        code = np.frombuffer(data.draw(st.binary(max_size=200)), np.uint8)
+    code, n = damaged(data, pm.encode(SAMPLE, 3), SAMPLE.size)
     try:
         out = pm.decode(code, n, 3)
     except CorruptStream:

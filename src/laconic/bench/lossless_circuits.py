@@ -24,12 +24,12 @@ from ..core.stage import Symbols
 from ..entropy.circuits import Circuit, Tree, walk
 from ..entropy.circuits_em import Progress, chow_liu
 from ..entropy.planes import BytePlanes
-from .lossless_levels import SAMPLES
 from .rows import Measurement, Row
 from .weights_text import data_folder
 
 TARGET_BITS = 1.20
 _STATES = 16
+_MODELS = Path(__file__).parents[3] / "models" / "mnist"
 _SECONDS = 240.0
 _SHRINKS = (4, 2, 1)  # of the pictures' sides, for the count of messages
 
@@ -40,10 +40,10 @@ def _images() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _named() -> list[Path]:
-    """Files of circuits: those in the folder that `$LACONIC_CIRCUITS` names, else the one among the samples, which
-    `bench/circuits_train.py` learned from the training images in a minute on a GPU.
+    """Files of circuits: those in the folder that `$LACONIC_CIRCUITS` names, else the repository's own, which
+    `bench/circuits_train.py` learned from the training images in a minute on a GPU; no part of the package.
     """
-    return sorted(Path(os.environ.get("LACONIC_CIRCUITS") or SAMPLES / "mnist").glob("circuit-*.npz"))
+    return sorted(Path(os.environ.get("LACONIC_CIRCUITS") or _MODELS).glob("circuit-*.npz"))
 
 
 def _bar() -> Progress:

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..core.errors import BadConfig, CorruptStream, claim
+from ..core.errors import BadConfig
 from ..core.stage import Kind, Leaf, Side, Stage
+from .blocks import SIDE, coded_or_stored, read
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class PartialMatch(Stage):
     takes: ClassVar[Kind] = Kind.BYTES
     gives: ClassVar[Kind] = Kind.BYTES
     lossless: ClassVar[bool] = True
-    side: ClassVar[Mapping[str, Leaf]] = {"mode": Leaf("uint8", "header"), "length": Leaf("uint32", "header")}
+    side: ClassVar[Mapping[str, Leaf]] = SIDE
 
     def __post_init__(self) -> None:
         if not 0 <= self.steps <= 3:
@@ -36,20 +37,9 @@ class PartialMatch(Stage):
     def encode(self, x: bytes) -> tuple[bytes, Side]:
         from ..kernels.partialmatch import encode
 
-        code = encode(np.frombuffer(x, np.uint8), self.steps)
-        side = {"mode": np.array([code is not None], np.uint8), "length": np.array([len(x)], np.uint32)}
-        return x if code is None else code.tobytes(), side
+        return coded_or_stored(x, encode(np.frombuffer(x, np.uint8), self.steps))
 
     def decode(self, y: bytes, side: Side) -> bytes:
         from ..kernels.partialmatch import decode
 
-        mode, length = side["mode"], side["length"]
-        if mode.shape != (1,) or mode[0] > 1 or length.shape != (1,):
-            raise CorruptStream(f"mode {mode[:4]} and length {length[:4]} of a block of bytes")
-        n = int(length[0])
-        claim(n, "a block of bytes")
-        if not mode[0]:
-            if len(y) != n:
-                raise CorruptStream(f"{len(y):,} stored bytes, {n:,} announced")
-            return y
-        return decode(np.frombuffer(y, np.uint8), n, self.steps).tobytes()
+        return read(y, side, lambda code, n: decode(code, n, self.steps))

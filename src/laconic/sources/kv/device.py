@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ...core.stage import Stage, Stats
+    from ...core.stage import Stage
 
 
 class DevicePast(PagedPast):
@@ -44,26 +44,18 @@ class DevicePast(PagedPast):
         self.device_decoder = DeviceDecoder.of(self.decoder, device)
         self.placed: dict[int, Tensor] = {}  # addresses of a sequence's pages, as the kernel last had them
 
-    def append(self, x: Tensor, stats: Sequence[Stats | None] | None = None) -> None:
+    def _code(self, coordinates: Sequence[Tensor]) -> None:
         import torch
 
         from ...kernels.device_coordinates import ranks
 
-        finite = torch.isfinite(x)
-        if not bool(finite.all()):
-            self.exact += int((~finite.all(-1)).sum())
-            self.broken |= set((~finite.all(-1).all(-1)).reshape(-1, x.shape[-3]).any(0).nonzero().flatten().tolist())
-            x = x.masked_fill(~finite, 0.0)
-        self.pages = self.pages or [[] for _ in range(len(x))]
-        for b in range(len(x)):
-            y = torch.baddbmm(self.shift, x[b], self.analysis)
+        for b, y in enumerate(coordinates):
             norms = None
             if self.codes.scale != "none":
                 norms = y.double().square().mean(-1).sqrt().half()
                 factor = norms.float()[..., None]
                 y = torch.where(factor > 0, y / factor, 0.0)
             self._lay(b, ranks(y, self.thresholds), norms)
-        self.n_tokens += x.shape[-2]
         self.placed.clear()
 
     def _lay(self, b: int, index: Tensor, norms: Tensor | None) -> None:
@@ -94,6 +86,18 @@ class DevicePast(PagedPast):
             places = self.placed[b] = places.mT.contiguous().to(self.device)
         scales = places[1] if self.codes.scale != "none" else places[1, :0]
         return DeviceCoded(self.device_decoder, places[0], scales)
+
+    def turning(self, rope: Any) -> Any:
+        from ...kernels.triton_attend import DeviceRope
+
+        return DeviceRope.of(self.device_decoder, rope)
+
+    def attend(
+        self, b: int, q: Tensor, values: PagedPast, n: int, seen: Tensor | None, turn: Any
+    ) -> tuple[Tensor, ...]:
+        from ...kernels.triton_attend import attend_triton
+
+        return attend_triton(q.contiguous(), self.coded(b), values.coded(b), n, seen, turn)
 
     def on_host(self, page: Page) -> tuple[np.ndarray, np.ndarray | None]:
         from ...kernels.coordinates import pack_heads

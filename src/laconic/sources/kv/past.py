@@ -224,11 +224,14 @@ class PagedPast:
             self.broken |= _broken(x)
             x = x.masked_fill(~finite, 0.0)
         self.pages = self.pages or [[] for _ in range(len(x))]
-        thresholds = self.tables.thresholds()
-        for b in range(len(x)):
-            y = torch.baddbmm(self.shift, x[b], self.analysis).numpy()
-            self._write(b, *self.codes.quantize(y, thresholds))
+        self._code([torch.baddbmm(self.shift, sequence, self.analysis) for sequence in x])
         self.n_tokens += x.shape[-2]
+
+    def _code(self, coordinates: Sequence[Tensor]) -> None:
+        """Lay out what one append brings, (n_heads, n_tokens, r) a sequence."""
+        thresholds = self.tables.thresholds()
+        for b, y in enumerate(coordinates):
+            self._write(b, *self.codes.quantize(y.numpy(), thresholds))
 
     def _write(self, b: int, index: np.ndarray, norms: np.ndarray | None) -> None:
         from ...kernels.coordinates import pack_heads
@@ -256,6 +259,22 @@ class PagedPast:
         norms = places[:, 1].copy() if self.codes.scale != "none" else places[:0, 1]
         kept = tuple(p.codes for p in self.pages[b]), tuple(p.norms for p in self.pages[b])
         return Coded(self.decoder, places[:, 0].copy(), 1, norms, kept)
+
+    def turning(self, rope: Any) -> Any:
+        """A `kernels.attend.Rope` of these keys, as `attend` wants it."""
+        return rope
+
+    def attend(
+        self, b: int, q: Tensor, values: PagedPast, n: int, seen: Tensor | None, turn: Any
+    ) -> tuple[Tensor, ...]:
+        """`kernels.attend` of one sequence's queries with these keys and some values, their first n tokens."""
+        import torch
+
+        from ...kernels.attend import attend
+
+        numbers = None if seen is None else seen.numpy()
+        found = attend(q.numpy(), self.coded(b), values.coded(b), n, numbers, turn, torch.get_num_threads())
+        return tuple(map(torch.from_numpy, found))
 
     def on_host(self, page: Page) -> tuple[np.ndarray, np.ndarray | None]:
         """A page's codes and norms as a file has them."""

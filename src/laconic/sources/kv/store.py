@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from .device import DevicePast, past_on
+from .device import past_on
 from .past import TILE, Past
 from .rope import Rope
 
@@ -117,31 +117,21 @@ class PairStore:
         import torch
 
         from ...kernels.attend import Rope as Turn
-        from ...kernels.attend import attend
-        from ...kernels.triton_attend import DeviceRope, attend_triton
 
         keys, rope = self.keys, self.site.rope
         if rope is not None and self.turn is None:
             frequency = np.array(rope.frequency)
-            self.turn = Turn.of(keys.decoder, frequency, interleaved=rope.interleaved, factor=rope.factor)
-            if isinstance(keys, DevicePast):
-                self.turn = DeviceRope.of(keys.device_decoder, self.turn)
+            turn = Turn.of(keys.decoder, frequency, interleaved=rope.interleaved, factor=rope.factor)
+            self.turn = keys.turning(turn)
         shares = []
         for b, q in enumerate(softmax.queries):
             seen = columns.seen(b, at + max(keys.first, first), at + self.n_tokens)
             if first > keys.first:
                 rest = torch.ones(self.n_tokens - first, dtype=torch.uint8, device=q.device) if seen is None else seen
                 seen = torch.cat([rest.new_zeros(first - keys.first), rest])
-            coded = keys.coded(b), self.values.coded(b)
             begins = at + keys.first - (0 if self.shift is None else int(self.shift[b]))
             turn = None if self.turn is None else self.turn._replace(first=begins)
-            n = self.n_tokens - keys.first
-            if isinstance(keys, DevicePast):
-                shares.append(attend_triton(q.contiguous(), *coded, n, seen, turn))
-                continue
-            numbers = None if seen is None else seen.numpy()
-            found = attend(q.numpy(), *coded, n, numbers, turn, torch.get_num_threads())
-            shares.append(tuple(map(torch.from_numpy, found)))
+            shares.append(keys.attend(b, q, self.values, self.n_tokens - keys.first, seen, turn))
         mixed, most, total = (torch.stack(part) for part in zip(*shares, strict=True))
         softmax.merge(most, total, mixed)
 
