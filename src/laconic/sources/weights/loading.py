@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...core.errors import BadInput, CorruptStream
 from ...core.packet import Codec, decode
+from ..lean import lean_imports
 from . import store
 from .network import Matrix, matrices
 from .runtime import CodedEmbedding, CodedLinear, CodedStack, Form, levels_of
@@ -89,18 +90,19 @@ def load(
     if into is not None:
         cut = None if bits is None and max_bytes is None else Cutting(opened, bits, max_bytes)
         return _fill(into, opened, packed, dtype, cut)
-    import transformers
-    from transformers import AutoConfig
+    with lean_imports():
+        import transformers
+        from transformers import AutoConfig
 
-    from . import hf
-
+        from . import hf
     hf.register()
     if "model_type" not in opened.config:
         raise BadInput(f"{path}: config.json names no transformers model; give the module to fill (into=)")
     config = AutoConfig.from_pretrained(opened.folder)
     config.quantization_config.update(packed=packed, bits=bits, max_bytes=max_bytes)
     name = (getattr(config, "architectures", None) or [""])[0]
-    cls = getattr(transformers, name, None) or transformers.AutoModelForCausalLM
+    with lean_imports():
+        cls = getattr(transformers, name, None) or transformers.AutoModelForCausalLM
     loaded: Any = cls.from_pretrained(opened.folder, config=config, dtype=dtype or "auto", output_loading_info=True)
     model, said = loaded
     if lost := sorted(said["missing_keys"]):

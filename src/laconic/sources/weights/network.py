@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...core.errors import BadInput
+from ..lean import lean_imports
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -138,6 +139,7 @@ def _empty_parameters() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
+@lean_imports()
 def skeleton(folder: Path, softmax: bool = False) -> Any:
     """The model of a folder without its weights: the class its config names, parameters on the meta device.
 
@@ -170,6 +172,7 @@ def skeleton(folder: Path, softmax: bool = False) -> Any:
     return model.eval()
 
 
+@lean_imports()
 def open_source(folder: Path, model: Any, work: Path) -> Mapping[str, Any]:
     """The folder's tensors under the names that the model has for them.
 
