@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch.futures import Future
 
 LEAST = 1e-3  # of a parameter's mean variance: the least that a value's is taken for
+FEWEST = 64  # values that share a magnitude, which takes two bytes
 
 
 class OneBitAdam(torch.optim.Optimizer):
@@ -32,10 +33,9 @@ class OneBitAdam(torch.optim.Optimizer):
                    u = C(mean c_i + ē), ē ← mean c_i + ē − u                                each worker, for its share
                    θ ← θ − lr u
 
-    C gives signs times the mean magnitude of a parameter's values (of the part of it in a share). v is frozen by its own test:
+    C gives signs times the mean magnitude of a row of a parameter (of the part of it in a share). v is frozen by its own test:
     after `warmup` steps at least, as soon as ‖v_t‖₁ and ‖v_(t−Δ)‖₁ are within `stable` of each other, Δ = ⌈1/(1 − β₂)⌉; at
-    `freeze_at` in any case. From then on each of n ranks sends, twice (n − 1)/n of 1 bit a value, and a float32 a parameter and
-    share.
+    `freeze_at` in any case. From then on each of n ranks sends, twice (n − 1)/n of 1 bit a value and a float16 a row.
 
     Gradients must be each rank's own: a model without DDP, or `ddp.register_comm_hook(optimizer, laconic.gradients.hook)`, which
     leaves them alone. A parameter without gradient on a rank counts as zero there. A step that is not finite on one rank is
@@ -49,7 +49,8 @@ class OneBitAdam(torch.optim.Optimizer):
 
     Source: Tang et al. 2021, 1-bit Adam (2102.02888), Alg. 1, and its test for the end of the warm-up. Differs: v̂ keeps its
     correction of bias, as of the last step before it was frozen; the test is of corrected norms, or it would wait for the end of
-    the bias instead of a settled v, and looks both ways; magnitudes are by parameter; and what is coded is u = m / (√v̂ + ε), not
+    the bias instead of a settled v, and looks both ways; magnitudes are by row, not one for all, or signs would throw about the
+    rows of tokens that did not occur; and what is coded is u = m / (√v̂ + ε), not
     m: v being constant, it is as linear, and a sign's error is then as large as a step, where that of m, divided by √v̂ behind
     the code, throws about what has little variance (rows of rare tokens). For the same reason v is not less than a thousandth
     of its mean over the parameter. m is not corrected once frozen, its start being long past.
@@ -74,6 +75,7 @@ class OneBitAdam(torch.optim.Optimizer):
         self.warmup, self.freeze_at, self.stable, self.plain, self.group = warmup, freeze_at, stable, plain, group
         self.own: dict[str, Any] = {"steps": 0, "frozen": 0, "norms": [], "skipped": [], "m": None, "v": None, "correction": 1.0,
                                     "error": None, "served": None, "place": None, "shapes": self._shapes()}  # fmt: skip
+        self._rows = _rows(self.own["shapes"])
         self.traffic, self.compute_s, self.dense_bytes = Traffic(), 0.0, 0.0
 
     def _parameters(self) -> list[Tensor]:
@@ -172,7 +174,7 @@ class OneBitAdam(torch.optim.Optimizer):
             self._test(beta2, sizes, world)
             return
         g = g / own["v"]  # by now √v̂ + ε
-        done = yield from self._signs(own["m"].lerp(g, 1 - beta1), sizes, rank, world)
+        done = yield from self._signs(own["m"].lerp(g, 1 - beta1), rank, world)
         if done is None:
             own["skipped"].append(step)
             return
@@ -211,11 +213,11 @@ class OneBitAdam(torch.optim.Optimizer):
             share = _share(n, world)
             own["error"], own["served"] = torch.zeros(n), torch.zeros(share)
 
-    def _signs(self, m: Tensor, sizes: list[int], rank: int, world: int) -> Work[Tensor | None]:
+    def _signs(self, m: Tensor, rank: int, world: int) -> Work[Tensor | None]:
         """The mean momentum through one bit a value, twice; None on all ranks where one is not finite."""
         own, n = self.own, m.numel()
         share = _share(n, world)
-        edges = [list(_pieces(sizes, r * share, min((r + 1) * share, n))) for r in range(world)]
+        edges = [_pieces(self._rows, min(r * share, n), min((r + 1) * share, n)) for r in range(world)]
         target = (m + own["error"]).cpu()
         healthy = bool(torch.isfinite(target).all())
         packets, decoded = [], torch.empty(n)
@@ -264,34 +266,45 @@ def _share(n: int, world: int) -> int:
     return -(-n // (8 * world)) * 8
 
 
-def _pieces(sizes: list[int], low: int, high: int) -> Iterable[int]:
-    """Lengths of the parameters' parts between two places of the joined vector."""
-    at = 0
-    for size in sizes:
-        part = min(at + size, high) - max(at, low)
-        if part > 0:
-            yield part
+def _rows(shapes: list[tuple[int, ...]]) -> np.ndarray:
+    """Where the values that share a magnitude begin in the joined vector: a row, or as many as hold `FEWEST`; a vector whole."""
+    starts, at = [], 0
+    for shape in shapes:
+        size = math.prod(shape)
+        row = size // max(shape[0], 1) if len(shape) > 1 else size
+        step = max(row * -(-FEWEST // max(row, 1)), 1)
+        starts.append(np.arange(at, at + size, step))
         at += size
+    return np.concatenate([*starts, [at]])
+
+
+def _pieces(rows: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Lengths of the rows' parts between two places of the joined vector."""
+    inside = rows[(rows > low) & (rows < high)]
+    return np.diff(np.concatenate([[low], inside, [high]])) if high > low else np.zeros(0, np.int64)
 
 
 def _packet_bytes(n: int, n_pieces: int) -> int:
-    return -(-n // 8) + 4 * n_pieces
+    return -(-n // 8) + 2 * n_pieces
 
 
-def _to_signs(x: Tensor, pieces: list[int], healthy: bool) -> tuple[bytes, Tensor]:
-    """(mean magnitudes in float32 and signs, what they decode to); NaN magnitudes where the values are not healthy."""
-    scales = np.array(
-        [float(part.abs().mean()) for part in x.split(pieces)] if healthy else [np.nan] * len(pieces), np.float32
-    )
-    positive = (x >= 0).numpy()
-    each = torch.from_numpy(np.repeat(scales, pieces))
-    return scales.tobytes() + np.packbits(positive).tobytes(), torch.where(x >= 0, each, -each)
+def _to_signs(x: Tensor, pieces: np.ndarray, healthy: bool) -> tuple[bytes, Tensor]:
+    """(mean magnitudes in float16 and signs, what they decode to); NaN magnitudes where the values are not healthy."""
+    values = x.numpy()
+    scales = np.full(len(pieces), np.nan, np.float16)
+    if healthy and len(pieces):
+        sums = np.add.reduceat(np.abs(values), np.cumsum(pieces) - pieces)
+        scales = np.minimum(sums / pieces, np.finfo(np.float16).max).astype(np.float16)
+    each = np.repeat(scales.astype(np.float32), pieces)
+    positive = values >= 0
+    packet = scales.tobytes() + np.packbits(positive).tobytes()
+    return packet, torch.from_numpy(np.where(positive, each, -each))
 
 
-def _from_signs(packet: bytes, n: int, pieces: list[int]) -> Tensor:
+def _from_signs(packet: bytes, n: int, pieces: np.ndarray) -> Tensor:
     if len(packet) != _packet_bytes(n, len(pieces)):
         raise CorruptStream(f"{len(packet)} bytes of signs; {_packet_bytes(n, len(pieces))} are right for {n} values")
-    scales = np.frombuffer(packet, np.float32, len(pieces))
-    positive = np.unpackbits(np.frombuffer(packet, np.uint8, offset=4 * len(pieces)), count=n).astype(bool)
+    scales = np.frombuffer(packet, np.float16, len(pieces)).astype(np.float32)
+    positive = np.unpackbits(np.frombuffer(packet, np.uint8, offset=2 * len(pieces)), count=n).astype(bool)
     each = np.repeat(scales, pieces)
     return torch.from_numpy(np.where(positive, each, -each))
