@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch.futures import Future
 
 LEAST = 1e-3  # of a parameter's mean variance: the least that a value's is taken for
+TOGETHER = 2  # ranks, for which (n − 1) bits a value, every one's signs to all, are no more than 2 (n − 1) / n
 FEWEST = 64  # values that share a magnitude, which takes two bytes
 
 
@@ -35,7 +36,8 @@ class OneBitAdam(torch.optim.Optimizer):
 
     C gives signs times the mean magnitude of a row of a parameter (of the part of it in a share). v is frozen by its own test:
     after `warmup` steps at least, as soon as ‖v_t‖₁ and ‖v_(t−Δ)‖₁ are within `stable` of each other, Δ = ⌈1/(1 − β₂)⌉; at
-    `freeze_at` in any case. From then on each of n ranks sends, twice (n − 1)/n of 1 bit a value and a float16 a row.
+    `freeze_at` in any case. From then on each of n ranks sends, twice (n − 1)/n of 1 bit a value and a float16 a row. Two ranks
+    send each other c_i and take u = mean c_i: as many bytes, and nothing is coded twice.
 
     Gradients must be each rank's own: a model without DDP, or `ddp.register_comm_hook(optimizer, laconic.gradients.hook)`, which
     leaves them alone. A parameter without gradient on a rank counts as zero there. A step that is not finite on one rank is
@@ -50,9 +52,9 @@ class OneBitAdam(torch.optim.Optimizer):
     Source: Tang et al. 2021, 1-bit Adam (2102.02888), Alg. 1, and its test for the end of the warm-up. Differs: v̂ keeps its
     correction of bias, as of the last step before it was frozen; the test is of corrected norms, or it would wait for the end of
     the bias instead of a settled v, and looks both ways; magnitudes are by row, not one for all, or signs would throw about the
-    rows of tokens that did not occur; and what is coded is u = m / (√v̂ + ε), not
-    m: v being constant, it is as linear, and a sign's error is then as large as a step, where that of m, divided by √v̂ behind
-    the code, throws about what has little variance (rows of rare tokens). For the same reason v is not less than a thousandth
+    rows of tokens that did not occur; and what is coded is u = m / (√v̂ + ε), not m: v being constant, it is as linear, and a
+    sign's error is then as large as a step, where that of m, divided by √v̂ behind the code, throws about
+    what has little variance (rows of rare tokens). For the same reason v is not less than a thousandth
     of its mean over the parameter. m is not corrected once frozen, its start being long past.
     """
 
@@ -216,10 +218,19 @@ class OneBitAdam(torch.optim.Optimizer):
     def _signs(self, m: Tensor, rank: int, world: int) -> Work[Tensor | None]:
         """The mean momentum through one bit a value, twice; None on all ranks where one is not finite."""
         own, n = self.own, m.numel()
-        share = _share(n, world)
-        edges = [_pieces(self._rows, min(r * share, n), min((r + 1) * share, n)) for r in range(world)]
         target = (m + own["error"]).cpu()
         healthy = bool(torch.isfinite(target).all())
+        if world <= TOGETHER:
+            pieces = _pieces(self._rows, 0, n)
+            packet, decoded = _to_signs(target, pieces, healthy)
+            gathered: Messages = yield Gather(packet)
+            out = torch.stack([_from_signs(p, n, pieces) for p in gathered.packets]).mean(0)
+            if not bool(torch.isfinite(out).all()):
+                return None
+            own["error"] = (target - decoded).to(m.device)
+            return out.to(m.device)
+        share = _share(n, world)
+        edges = [_pieces(self._rows, min(r * share, n), min((r + 1) * share, n)) for r in range(world)]
         packets, decoded = [], torch.empty(n)
         for r in range(world):
             low, high = min(r * share, n), min((r + 1) * share, n)
@@ -235,7 +246,7 @@ class OneBitAdam(torch.optim.Optimizer):
         mean = mean / world + own["served"][: high - low]
         well = bool(torch.isfinite(mean).all())
         packet, kept = _to_signs(mean, mine, well)
-        gathered: Messages = yield Gather(packet)
+        gathered = yield Gather(packet)
         shares = []
         for r, p in enumerate(gathered.packets):
             shares.append(_from_signs(p, min((r + 1) * share, n) - min(r * share, n), edges[r]))

@@ -44,6 +44,7 @@ Progress = Callable[[int, int, str], None]
 PACKET_BYTES = 130  # header, framing and checksums of a packet
 TOLERANCE = 0.01  # bits a parameter
 TOLERATED_BYTES = 2048  # which is more than that for models below 1.6 million parameters
+AGAIN = 3  # times that the last matrices are coded anew where the budget was missed
 FALLBACK = "ectcq"  # the codec of a matrix whose shape the recipe's refuses
 FISHER_TOKENS = 1 << 14  # that the pass back sees
 # Rows of an embedding or a head that calibration hardly met will be met later, and a row that is rounded away costs more than the
@@ -460,11 +461,18 @@ class Run:
         packets: of the unit at hand, as far as it is coded.
         """
         assert self.journal.step is not None
-        ahead = [m for _, ms in self.units[self.journal.done :] for m in ms if m.name not in packets]
-        left = self.budget() - 8 * (self.packet_bytes(self.journal.done) + sum(map(len, packets.values())))
+        ahead = self._ahead(packets)
         expected = sum(self.journal.plan[m.name] * m.n_elements for m in ahead)
-        gap = (left - expected) / max(sum(m.n_elements for m in ahead), 1)
+        gap = (self._left(packets) - expected) / max(sum(m.n_elements for m in ahead), 1)
         return self.journal.step * 2.0 ** min(max(gap / self.journal.slope, -2.0), 2.0)
+
+    def _ahead(self, packets: Mapping[str, bytes]) -> list[Matrix]:
+        """Matrices that are not coded yet."""
+        return [m for _, ms in self.units[self.journal.done :] for m in ms if m.name not in packets]
+
+    def _left(self, packets: Mapping[str, bytes]) -> float:
+        """Bits of the budget that are not spent yet; negative when it is overspent."""
+        return self.budget() - 8 * (self.packet_bytes(self.journal.done) + sum(map(len, packets.values())))
 
     def _from_table(self, budget: float) -> list[float]:
         bits, nats = [], []
@@ -725,12 +733,28 @@ class Run:
             for group in self._groups(ms):
                 if self.journal.step is not None:
                     self._step = self._step_now(packets)
-                for m, (packet, row) in zip(group, pool.map(one, group), strict=True):
-                    release()
-                    packets[m.name] = packet
-                    self.journal.rows.append(asdict(row))
-                    done += m.n_elements
-                    tick(done, m.name)
+                for _ in range(1 + AGAIN):
+                    rows, at = [], done
+                    for m, (packet, row) in zip(group, pool.map(one, group), strict=True):
+                        release()
+                        packets[m.name] = packet
+                        rows.append(asdict(row))
+                        at += m.n_elements
+                        tick(at, m.name)
+                    if not self._missed(group, packets):
+                        break
+                done = at
+                self.journal.rows += rows
+
+    def _missed(self, group: list[Matrix], packets: Mapping[str, bytes]) -> bool:
+        """Whether the last matrices of all missed the budget, so that only they can make that good; the step is set anew then."""
+        if self.journal.step is None or self._ahead(packets):
+            return False
+        left, n = self._left(packets), sum(m.n_elements for m in group)
+        if abs(left) <= 0.5 * self.tolerance() * sum(m.n_elements for m in self.net.matrices):
+            return False
+        self._step *= 2.0 ** min(max(left / n / self.journal.slope, -2.0), 2.0)
+        return True
 
     def _groups(self, ms: list[Matrix]) -> list[list[Matrix]]:
         """Matrices of a unit that are coded with one step: all; of a network that is one unit half, then half of the rest, ….
