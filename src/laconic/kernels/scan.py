@@ -45,6 +45,7 @@ _FALL = 0.75  # of the limit, when tables are made anew
 _AHEAD = 1024  # bytes of codes that are asked for beforehand
 _TOGETHER = 32  # queries that read codes while these are in the cache
 _CACHED = 1 << 17  # bytes of codes that they read so
+_SHARES = 4  # of the queries of lists, a thread: one that is held up leaves some to the others
 
 SQUARES, PRODUCTS, COSINES = range(3)
 
@@ -95,41 +96,50 @@ def _stepped(typingctx, f, at, low, inverse, cap, out):
     return signature, codegen
 
 
-@intrinsic
-def _bounds(typingctx, kind, v, low, high, at, o, w, f, f_at, more):
-    """f[f_at + i] = `_bound` of low[at + i] and high[at + i], 16 of them; added to what stands there where there is `more`."""
-    signature = types.void(kind, v, low, high, at, o, w, f, f_at, more)
+def _bounds_of(cost):
+    """Writes f[f_at + i] = what `_bound` says for low[at + i] and high[at + i], 16 of them; added to what stands there where
+    there is `more`. cost: (builder, v, low, high, o, w), vectors, -> vector."""
 
-    def codegen(context, builder, sig, args):
-        kind, v, _, _, at, o, w, _, f_at, more = args
-        arrays = Arrays(context, builder, sig, args)
-        x = splat(builder, v)
-        least, most = (arrays.load(i, at, FLOATS) for i in (2, 3))
-        zero = ir.Constant(FLOATS, None)
-        found = cgutils.alloca_once_value(builder, zero)
-        with builder.if_else(builder.icmp_signed("==", kind, kind.type(SQUARES))) as (squares, others):
-            with squares:
-                d = _larger(builder, builder.fsub(least, x), builder.fsub(x, most))
-                d = _larger(builder, d, zero)
-                builder.store(builder.fmul(d, d), found)
-            with others, builder.if_else(builder.icmp_signed("==", kind, kind.type(PRODUCTS))) as (products, cosines):
-                with products:
-                    a, b = (builder.fmul(builder.fneg(x), y) for y in (least, most))
-                    builder.store(_smaller(builder, a, b), found)
-                with cosines:
-                    shift, weight = splat(builder, o), splat(builder, w)
-                    y = builder.fdiv(x, builder.fadd(weight, weight))
-                    y = _larger(builder, y, builder.fadd(least, shift))
-                    y = _smaller(builder, y, builder.fadd(most, shift))
-                    builder.store(builder.fmul(builder.fsub(builder.fmul(weight, y), x), y), found)
-        place = arrays.place(7, f_at, FLOATS)
-        total = builder.load(found)
-        before = builder.load(place, align=4)
-        add = builder.icmp_unsigned("!=", more, more.type(0))
-        builder.store(builder.select(add, builder.fadd(before, total), total), place, align=4)
-        return context.get_dummy_value()
+    @intrinsic
+    def bounds(typingctx, v, low, high, at, o, w, f, f_at, more):
+        signature = types.void(v, low, high, at, o, w, f, f_at, more)
 
-    return signature, codegen
+        def codegen(context, builder, sig, args):
+            arrays = Arrays(context, builder, sig, args)
+            v, o, w = (splat(builder, args[i]) for i in (0, 4, 5))
+            least, most = (arrays.load(i, args[3], FLOATS) for i in (1, 2))
+            found = cost(builder, v, least, most, o, w)
+            place = arrays.place(6, args[7], FLOATS)
+            with builder.if_else(builder.icmp_unsigned("!=", args[8], args[8].type(0))) as (add, write):
+                with add:
+                    builder.store(builder.fadd(builder.load(place, align=4), found), place, align=4)
+                with write:
+                    builder.store(found, place, align=4)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return bounds
+
+
+def _square(builder, v, low, high, o, w):
+    d = _larger(builder, builder.fsub(low, v), builder.fsub(v, high))
+    d = _larger(builder, d, ir.Constant(FLOATS, None))
+    return builder.fmul(d, d)
+
+
+def _product(builder, v, low, high, o, w):
+    return _smaller(builder, *(builder.fmul(builder.fneg(v), y) for y in (low, high)))
+
+
+def _cosine(builder, v, low, high, o, w):
+    y = builder.fdiv(v, builder.fadd(w, w))
+    y = _larger(builder, y, builder.fadd(low, o))
+    y = _smaller(builder, y, builder.fadd(high, o))
+    return builder.fmul(builder.fsub(builder.fmul(w, y), v), y)
+
+
+_squares, _products, _cosines = (_bounds_of(cost) for cost in (_square, _product, _cosine))
 
 
 @njit(cache=True, nogil=True)
@@ -321,9 +331,11 @@ class Costs(NamedTuple):
 
     kind: SQUARES Σ (v_j − o_j − y_j)², PRODUCTS −Σ v_j (o_j + y_j), COSINES the same over the norm of o + y.
     where: see `Columns`, of codes. levels: float32, the points of every code behind those of the one before, from start[u] on.
-    member: int32 (C, m), the coordinates of a column, −1 for none; low, high: float32 (C, m, 16), least and greatest of what they
-    may be for each nibble. least_all, most_all: float32 (r,), of all points. whole: whether columns hold all bits. least, most:
-    squared norms of all vectors lie between (COSINES). queries: v, float32 (n, r). origins: o, float32 (n_lists, r).
+    of, member: int32 (m,), pairs of a column and a coordinate that is in it, by column; low, high: float32 (m, 16), least and
+    greatest of what it may be for each nibble. partial: int32, codes of columns that do not hold all their bits, column after
+    column, those first that leave most open; then codes without a column. least_all, most_all: float32 (r,), of all points.
+    least, most: squared norms of all vectors lie between (COSINES). queries: v, float32 (n, r). origins: o, float32
+    (n_lists, r).
     """
 
     kind: int
@@ -331,12 +343,13 @@ class Costs(NamedTuple):
     levels: np.ndarray
     start: np.ndarray
     first: np.ndarray
+    of: np.ndarray
     member: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    partial: np.ndarray
     least_all: np.ndarray
     most_all: np.ndarray
-    whole: bool
     least: float
     most: float
     queries: np.ndarray
@@ -359,23 +372,26 @@ def costs_of(
     r = int(first[-1])
     if [len(x) for x in points] != right or queries.shape[1:] != (r,) or origins.shape[1:] != (r,):
         raise BadInput(f"points, queries {queries.shape} and origins {origins.shape} for {len(right)} codes of {r}")
-    members = [[(u, j) for u in us for j in range(first[u], first[u + 1])] for us in where.members()]
-    shape = where.n_columns, max(4, *(len(m) for m in members)) if members else 4
-    member = np.full(shape, -1, np.int32)
-    low, high = np.zeros((*shape, 16), np.float32), np.zeros((*shape, 16), np.float32)
-    for c, column in enumerate(members):
-        for s, (u, j) in enumerate(column):
-            top, cut = int(where.top[u]), int(where.low[u])
-            code = np.arange(16) >> where.shift[u] & (1 << top) - 1
-            rows = points[u][:, j - first[u]].reshape(1 << top, 1 << cut)
-            member[c, s], low[c, s], high[c, s] = j, rows.min(1)[code], rows.max(1)[code]
+    terms = [(c, u, j) for c, us in enumerate(where.members()) for u in us for j in range(first[u], first[u + 1])]
+    low, high = np.zeros((len(terms), 16), np.float32), np.zeros((len(terms), 16), np.float32)
+    for t, (_, u, j) in enumerate(terms):
+        top, cut = int(where.top[u]), int(where.low[u])
+        code = np.arange(16) >> where.shift[u] & (1 << top) - 1
+        rows = points[u][:, j - first[u]].reshape(1 << top, 1 << cut)
+        low[t], high[t] = rows.min(1)[code], rows.max(1)[code]
+    of, _, member = (np.array([t[i] for t in terms], np.int32) for i in range(3))
+    spread = np.zeros(where.n_columns)
+    np.add.at(spread, of, (high - low).max(1, initial=0).astype(np.float64))
+    members = where.members()
+    partial = [u for c in np.argsort(-spread, kind="stable") if where.low[members[c]].any() for u in members[c]]
+    partial += [int(u) for u in np.flatnonzero((where.top == 0) & (where.bits > 0))]
     start = np.cumsum([0, *(x.size for x in points[:-1])], dtype=np.int64)
     least_all, most_all = (
         np.concatenate([f(x, 0) for x in points]) if points else np.empty(0, np.float32) for f in (np.min, np.max)
     )
     flat = np.concatenate([x.reshape(-1) for x in points]) if points else np.empty(0, np.float32)
     return Costs(
-        kind, where, flat, start, first, member, low, high, least_all, most_all, not where.n_planes, norms[0], norms[1],
+        kind, where, flat, start, first, of, member, low, high, np.array(partial, np.int32), least_all, most_all, *norms,
         np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(origins, np.float32),
     )  # fmt: skip
 
@@ -430,7 +446,7 @@ def _limit(kind, least, most, worst):
 def _prepare(costs, q, list_, worst, shifted, f, table):
     """Fills f (C, 16) and table, and shifted (2, r): v and o as `_bound` takes them. Gives (w, step, base, rest): what is at most
     at the limit has sums up to (limit − rest − base) / step."""
-    kind, where = costs.kind, costs.where
+    kind = costs.kind
     w, limit = _limit(kind, costs.least, costs.most, worst)
     rest = np.float32(0)
     v, o = costs.queries[q], costs.origins[list_]
@@ -439,51 +455,77 @@ def _prepare(costs, q, list_, worst, shifted, f, table):
         shifted[1, j] = np.float32(0) if kind == SQUARES else o[j]
         if kind == PRODUCTS:
             rest -= v[j] * o[j]
-    for u in range(where.bits.shape[0]):
-        if not where.top[u]:
+    for u in range(costs.where.bits.shape[0]):
+        if not costs.where.top[u]:
             for j in range(costs.first[u], costs.first[u + 1]):
                 rest += _bound(kind, shifted[0, j], costs.least_all[j], costs.most_all[j], shifted[1, j], w)
-    low, high, flat = costs.low.reshape(-1), costs.high.reshape(-1), f.reshape(-1)
-    most = costs.member.shape[1]
-    for c in range(where.n_columns):
-        for s in range(most):
-            j = costs.member[c, s]
-            if j < 0:
-                break
-            _bounds(kind, shifted[0, j], low, high, 16 * (most * c + s), shifted[1, j], w, flat, 16 * c, s > 0)
+    low, high, flat, last = costs.low.reshape(-1), costs.high.reshape(-1), f.reshape(-1), np.int32(-1)
+    for t in range(costs.of.shape[0]):
+        c, j = costs.of[t], costs.member[t]
+        more, last = c == last, c
+        if kind == SQUARES:
+            _squares(shifted[0, j], low, high, 16 * t, shifted[1, j], w, flat, 16 * c, more)
+        elif kind == PRODUCTS:
+            _products(shifted[0, j], low, high, 16 * t, shifted[1, j], w, flat, 16 * c, more)
+        else:
+            _cosines(shifted[0, j], low, high, 16 * t, shifted[1, j], w, flat, 16 * c, more)
     step, base = tables(f, np.float32(limit - rest), table)
     return w, step, base, rest
 
 
+@njit(cache=True, nogil=True, inline="always")  # a call would pass every array of `where`
+def _code(where, codes, fine, block, i, u):
+    """Code u of vector i of a block. fine: byte at which planes begin."""
+    low, code = where.bits[u] - where.top[u], 0
+    if where.top[u]:
+        nibble = codes[32 * (where.n_columns * block + where.column[u]) + i % 32] >> 4 * (i // 32)
+        code = ((nibble >> where.shift[u]) & ((1 << where.top[u]) - 1)) << low
+    at = fine + 8 * (where.n_planes * block + where.plane[u]) + i // 8
+    for b in range(low):
+        code |= ((codes[at + 8 * b] >> (i % 8)) & 1) << b
+    return code
+
+
 @njit(cache=True, nogil=True)
-def _exactly(costs, codes, fine, block, i, shifted, limit):
-    """Cost of vector i of a block by its points, in float64; where it is above the limit, it may be anything above."""
-    where, kind = costs.where, costs.kind
-    at, up = 32 * where.n_columns * block + i % 32, 4 * (i // 32)
-    bit_at = fine + 8 * where.n_planes * block + i // 8
-    total, power = 0.0, 0.0
-    for u in range(where.bits.shape[0]):
-        if kind == SQUARES and u & 31 == 0 and total > limit:  # squares only add up
-            return np.float32(total)
-        low, code = where.bits[u] - where.top[u], 0
-        if where.top[u]:
-            code = ((codes[at + 32 * where.column[u]] >> (where.shift[u] + up)) & ((1 << where.top[u]) - 1)) << low
-        for b in range(low):
-            code |= ((codes[bit_at + 8 * (where.plane[u] + b)] >> (i % 8)) & 1) << b
-        width = costs.first[u + 1] - costs.first[u]
-        for k in range(width):
-            y = np.float64(costs.levels[costs.start[u] + code * width + k])
-            j = costs.first[u] + k
-            v = np.float64(shifted[0, j])
-            if kind == SQUARES:
-                total += (v - y) * (v - y)
+def _refined(costs, codes, fine, block, i, shifted, f, total, worst):
+    """Cost of vector i of a block, SQUARES or PRODUCTS, from its Σ F: what columns are short of it is put on top, in float32.
+    Where it is above the worst, it may be anything above, for nothing that is put on top is below 0."""
+    kind, c = costs.kind, np.int32(-1)
+    exact, bound = np.float32(0), np.float32(0)
+    for p in range(costs.partial.shape[0]):
+        u = costs.partial[p]
+        if costs.where.column[u] < 0 or costs.where.column[u] != c:
+            total += exact - bound
+            if total > worst:
+                return total
+            c, exact, bound = costs.where.column[u], np.float32(0), np.float32(0)
+            if c >= 0:
+                bound = f[c, (codes[32 * (costs.where.n_columns * block + c) + i % 32] >> 4 * (i // 32)) & 15]
             else:
-                y += np.float64(shifted[1, j])
-                total -= v * y
-                power += y * y
-    if kind == COSINES:
-        total = total / np.sqrt(power) if power > 0 else 0.0
-    return np.float32(total)
+                for j in range(costs.first[u], costs.first[u + 1]):
+                    bound += _bound(
+                        kind, shifted[0, j], costs.least_all[j], costs.most_all[j], shifted[1, j], np.float32(0)
+                    )
+        begin, end = costs.first[u], costs.first[u + 1]
+        at = costs.start[u] + _code(costs.where, codes, fine, block, i, u) * (end - begin)
+        for j in range(begin, end):
+            v, y = shifted[0, j], costs.levels[at + j - begin]
+            exact += (v - y) * (v - y) if kind == SQUARES else -v * y
+    return total + (exact - bound)
+
+
+@njit(cache=True, nogil=True)
+def _cosine_of(costs, codes, fine, block, i, shifted):
+    """Cost of vector i of a block, COSINES, by its points, in float64."""
+    total, power = 0.0, 0.0
+    for u in range(costs.where.bits.shape[0]):
+        begin, end = costs.first[u], costs.first[u + 1]
+        at = costs.start[u] + _code(costs.where, codes, fine, block, i, u) * (end - begin)
+        for j in range(begin, end):
+            y = np.float64(costs.levels[at + j - begin]) + np.float64(shifted[1, j])
+            total -= np.float64(shifted[0, j]) * y
+            power += y * y
+    return np.float32(total / np.sqrt(power) if power > 0 else 0.0)
 
 
 # --- Neighbours -------------------------------------------------------------------------------------------------------
@@ -568,7 +610,6 @@ def _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, m
     flat, sums = table.reshape(-1), np.empty(64, np.uint16)
     highest = _highest(costs.kind, costs.least, costs.most, cost[0], step, base, rest)
     limit = _limit(costs.kind, costs.least, costs.most, cost[0])[1]
-    simple = costs.whole and costs.kind != COSINES
     for block in range(begin, end):
         if highest < 0:
             return
@@ -593,10 +634,12 @@ def _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, m
                 continue
             worst = cost[0]
             c = _sum_of(codes, 32 * columns_ * block + i % 32, 4 * (i // 32), f, columns_) + rest
-            if not simple:
+            if costs.kind == COSINES:
                 if c > limit + np.float32(_ROUNDING) * (abs(limit) + abs(c)):
                     continue
-                c = _exactly(costs, codes, fine, block, i, shifted, 1.001 * np.float64(cost[0]))
+                c = _cosine_of(costs, codes, fine, block, i, shifted)
+            elif c <= worst:
+                c = _refined(costs, codes, fine, block, i, shifted, f, c, worst)
             _push(cost, number, c, v)
             if cost[0] < worst:
                 limit = _limit(costs.kind, costs.least, costs.most, cost[0])[1]
@@ -713,12 +756,13 @@ def neighbours(
         divide(min(threads, -(-n // _TOGETHER)), _all, costs, codes, skip, cost, number)
     elif n:
         # A query's nearest list first, which gives it a limit; then list by list, so that a list is read while in the cache.
-        group = np.arange(n) * min(threads, n) // n
+        group = np.arange(n) * min(n, threads if threads == 1 else _SHARES * threads) // n
         for part in (near[:, :1], near[:, 1:]):
             query, list_ = np.repeat(np.arange(n), part.shape[1]), part.reshape(-1)
             order_ = np.lexsort((list_, group[query]))
             share = np.searchsorted(group[query][order_], np.arange(group[-1] + 2))
-            divide(len(share) - 1, _some, costs, codes, share, query[order_], list_[order_], skip, cost, number)
+            n_threads, pairs = min(threads, len(share) - 1), (query[order_], list_[order_])
+            divide(n_threads, _some, costs, codes, share, *pairs, skip, cost, number)
     order_ = np.lexsort((number, cost), axis=1)
     return np.take_along_axis(cost, order_, 1), np.take_along_axis(number, order_, 1)
 
@@ -747,36 +791,55 @@ def neighbours_plain(
 
 
 def _costs_plain(costs: Costs, q: int, list_: int, index: np.ndarray) -> np.ndarray:
-    """Costs of vectors by their codes (n, n_codes): in float32 by columns that are whole, else in float64 by coordinates."""
+    """Costs of vectors by their codes (n, n_codes): COSINES in float64 by coordinates; others in float32, the sum of what
+    columns cost at least, then what each is short of."""
     kind, where, one, first = costs.kind, costs.where, np.float32, costs.first
-    v, o = costs.queries[q], costs.origins[list_]
-    y = []
+    v, o, n = costs.queries[q], costs.origins[list_], len(index)
+    y = np.empty((len(v), n), one)
     for u in range(len(where.bits)):
         width = first[u + 1] - first[u]
-        y += [costs.levels[costs.start[u] + index[:, u].astype(np.int64) * width + k] for k in range(width)]
-    if not costs.whole or kind == COSINES:
-        total, power = np.zeros(len(index)), np.zeros(len(index))
+        for k in range(width):
+            y[first[u] + k] = costs.levels[costs.start[u] + index[:, u].astype(np.int64) * width + k]
+    if kind == COSINES:
+        total, power = np.zeros(n), np.zeros(n)
         for j in range(len(v)):
-            x = np.float64(v[j] - o[j]) - y[j] if kind == SQUARES else y[j].astype(np.float64) + np.float64(o[j])
-            total += x * x if kind == SQUARES else -np.float64(v[j]) * x
+            x = y[j].astype(np.float64) + np.float64(o[j])
+            total -= np.float64(v[j]) * x
             power += x * x
-        if kind == COSINES:
-            total = np.divide(total, np.sqrt(power), out=np.zeros(len(index)), where=power > 0)
-        return total.astype(one)
+        return np.divide(total, np.sqrt(power), out=np.zeros(n), where=power > 0).astype(one)
+
+    def cost(j: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        if kind == PRODUCTS:
+            return np.minimum(-v[j] * low, -v[j] * high)
+        x = v[j] - o[j]
+        return np.square(np.maximum(np.maximum(low - x, x - high), one(0)))
+
     rest = one(0)
     for j in range(len(v) if kind == PRODUCTS else 0):
         rest -= v[j] * o[j]
+    least, exact = np.zeros((where.n_columns, n), one), np.zeros((where.n_columns, n), one)
+    outside = []
     for u in np.flatnonzero(where.top == 0):
+        both = np.zeros((2, n), one)
         for j in range(first[u], first[u + 1]):
-            level = costs.least_all[j]
-            rest += (v[j] - o[j] - level) ** 2 if kind == SQUARES else -v[j] * level
-    parts = []
-    for us in where.members():
-        total = np.zeros(len(index), one)
-        for j in (j for u in us for j in range(first[u], first[u + 1])):
-            total += (v[j] - o[j] - y[j]) ** 2 if kind == SQUARES else -v[j] * y[j]
-        parts.append(total)
-    return _by_columns(parts, rest, len(index))
+            bound = cost(j, costs.least_all[j : j + 1], costs.most_all[j : j + 1])[0]
+            rest += bound
+            both += np.stack([np.full(n, bound), cost(j, y[j], y[j])])
+        outside.append((u, both[1] - both[0]))
+    members = where.members()
+    for c, us in enumerate(members):
+        for u in us:
+            nibble = (index[:, u] >> where.low[u]).astype(np.int64) << where.shift[u]
+            for j in range(first[u], first[u + 1]):
+                t = int(np.flatnonzero(costs.member == j)[0])
+                least[c] += cost(j, costs.low[t][nibble], costs.high[t][nibble])
+                exact[c] += cost(j, y[j], y[j])
+    total = _by_columns(list(least), rest, n)
+    for c in dict.fromkeys(int(c) for c in where.column[costs.partial] if c >= 0):
+        total = total + (exact[c] - least[c])
+    for u, short in outside:
+        total = total + short if where.bits[u] else total
+    return total
 
 
 def _by_columns(parts: list[np.ndarray], rest: np.float32, n: int) -> np.ndarray:

@@ -49,7 +49,7 @@ class Scanner(NamedTuple):
         Of product codes above 4 bits the columns say little, so that one vector in ten is costed to the end: some 100 ns a
         vector and query, where decoding takes 2 µs a vector.
         """
-        return self.order is None or self.still.whole or n_queries < _MANY
+        return self.order is None or not self.where.n_planes or n_queries < _MANY
 
     def index_of(self, payload: bytes, n: int) -> np.ndarray:
         """(n, n_codes) uint8 codes from the codec's payload."""
