@@ -105,7 +105,7 @@ def stream(mode: int, feed: atheris.FuzzedDataProvider) -> None:
         head = b"\x89LAB" + bytes([feed.ConsumeIntInRange(1, 3), level, LEVELS[level].block_bits])
         laconic.lossless.decompress(head + xxhash.xxh32(head).digest() + feed.ConsumeBytes(1 << 16), limit_bytes=LIMIT)
         return
-    method, n = feed.ConsumeIntInRange(0, 8), feed.ConsumeIntInRange(1, 1 << 16)
+    method, n = feed.ConsumeIntInRange(0, 11), feed.ConsumeIntInRange(1, 1 << 16)
     with decode_budget(1 << 30):
         decode_block(method, feed.ConsumeBytes(1 << 16), n, level)
 

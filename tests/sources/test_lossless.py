@@ -138,12 +138,14 @@ def test_streams_of_version_1_are_still_read():
     assert lossless.decompress(bytes.fromhex(FIRST)) == TEXT[: len(TEXT) // 2]
 
 
-@pytest.mark.parametrize(("level", "method"), [(5, 5), (9, 6)])
-def test_blocks_of_the_first_byte_coders_are_refused_by_name(level, method):
+@pytest.mark.parametrize(
+    ("level", "method", "which"), [(5, 5, "first"), (9, 6, "first"), (5, 8, "second"), (9, 9, "second")]
+)
+def test_blocks_of_earlier_byte_coders_are_refused_by_name(level, method, which):
     coded = bytearray(lossless.compress(TEXT, level=level))
     assert coded[11] == LEVELS[level].method
     coded[11] = method
-    with pytest.raises(CorruptStream, match="first version of the byte coders"):
+    with pytest.raises(CorruptStream, match=f"{which} version of the byte coders"):
         lossless.decompress(coded)
 
 

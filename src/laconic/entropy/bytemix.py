@@ -15,7 +15,7 @@ from .blocks import SIDE, coded_or_stored, read
 
 @dataclass(frozen=True)
 class ByteMix(Stage):
-    """BYTES -> BYTES: one block of up to 2^31 bytes by an adaptive mix of orders 0 to 6, words, sparse contexts and matches.
+    """BYTES -> BYTES: one block of up to 2^31 bytes by an adaptive mix of orders 1 to 6, words and matches.
 
     Nothing is learned beforehand and nothing is sent but the code and the tree of bytes it decides by; a block that does
     not shrink is stored.
@@ -26,7 +26,7 @@ class ByteMix(Stage):
 
     table_bits: int = 24
 
-    version: ClassVar[int] = 2  # by trees of bytes
+    version: ClassVar[int] = 3  # by trees of bytes, and what histories agree on
     takes: ClassVar[Kind] = Kind.BYTES
     gives: ClassVar[Kind] = Kind.BYTES
     lossless: ClassVar[bool] = True

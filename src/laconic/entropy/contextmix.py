@@ -81,7 +81,7 @@ class ContextMix(Stage):
     table_bits: int = 26
     history: int = 10
 
-    version: ClassVar[int] = 2  # by trees of bytes
+    version: ClassVar[int] = 3  # by trees of bytes, and what histories agree on
     takes: ClassVar[Kind] = Kind.BYTES
     gives: ClassVar[Kind] = Kind.BYTES
     lossless: ClassVar[bool] = True

@@ -3,9 +3,9 @@
 One loop serves both directions, so encoder and decoder cannot disagree: `text` is the history (read by the encoder, written
 by the decoder) and `code` the arithmetic code (written by the encoder, read by the decoder).
 
-    contexts: order 0 to 4, 6, word, sparse ──▶ bit history (one byte of state) ──▶ adaptive probability ─┐
-    longest match                           ──▶ length, predicted bit           ──▶ adaptive probability ─┤
-                                                                                                          ▼
+    contexts: order 1 to 4, 6, word ──▶ bit history (one byte of state) ──▶ adaptive probability ─┐
+    longest match                   ──▶ length, predicted bit           ──▶ adaptive probability ─┤
+                                                                                                  ▼
       bit ◀── arithmetic coder ◀── two adaptive probability maps (order 0, order 1) ◀── one logistic mixer, of three weights
 
 Decisions are those of a tree of bytes (`kernels.bytetree`), four at a time to a slot of 16 bytes, which is looked up once.
@@ -35,9 +35,9 @@ from laconic.core.errors import BadInput, CorruptStream, claim
 from laconic.kernels.bytetree import LEAF, plant, replant
 from laconic.kernels.rangecoder import ENCODER, FRESH, adapt, decode_bit, encode_bit, ended, finish, start
 
-N_CONTEXTS = 8  # order 0, 1, 2, 3, 4, 6, word, sparse
-N_HASHED = 6  # all but orders 0 and 1, which are looked up directly
-LANES = 16  # mixer inputs: 8 contexts, confidences of all but the last, the match
+N_CONTEXTS = 6  # order 1, 2, 3, 4, 6, word
+N_HASHED = 5  # all but order 1, which is looked up directly
+LANES = 16  # mixer inputs: 6 contexts twice, the last 2 where their histories agree, the match twice
 STRETCH_LIMIT = 2047
 WEIGHT_LIMIT = (1 << 19) - 1  # of the weights of 32 bits
 DOMAIN = 3071  # the mixer's output, 12 nats either way
@@ -62,6 +62,8 @@ class Tables(NamedTuple):
 
     following: np.ndarray  # (512,) uint8, bit history after a 0 and after a 1 of every history
     seen: np.ndarray  # (256,) uint8, how many bits a history holds: the priority of its slot
+    kept: np.ndarray  # (256,) int16, -1 where a history holds anything, else 0
+    agreed: np.ndarray  # (256,) int16, -1 where all bits of a history were the same, else 0
     start: np.ndarray  # (256,) uint32, the adaptive probability with which a history starts
     squash: np.ndarray  # (2 · DOMAIN + 1,) uint16, logistic -> probability of 16 bits
     stretch: np.ndarray  # (4096,) int16, probability of 12 bits -> logistic
@@ -100,8 +102,10 @@ def tables() -> Tables:
     """The constant tables. Decimal arithmetic is exactly specified, so they are the same on every machine."""
     following, seen = np.zeros(512, np.uint8), np.zeros(256, np.uint8)
     start = np.full(256, FRESH, np.uint32)
+    kept, agreed = np.zeros(256, np.int16), np.zeros(256, np.int16)
     for i, ((zeros, ones, _), after) in enumerate(bit_histories()):
         following[2 * i : 2 * i + 2], seen[i] = after, zeros + ones
+        kept[i], agreed[i] = -(zeros + ones > 0), -(min(zeros, ones) == 0)
         start[i] = ((1 << 22) * (2 * ones + 1) // (2 * (zeros + ones) + 2)) << 10
     squash = np.empty(2 * DOMAIN + 1, np.uint16)
     with localcontext() as context:
@@ -113,7 +117,7 @@ def tables() -> Tables:
             power *= step
     middle = np.arange(4096) * 16 + 8  # stretch inverts squash at the middle of each of 4096 bins
     stretch = np.clip(np.searchsorted(squash, middle) - DOMAIN, -STRETCH_LIMIT, STRETCH_LIMIT).astype(np.int16)
-    return Tables(following, seen, start, squash, stretch)
+    return Tables(following, seen, kept, agreed, start, squash, stretch)
 
 
 def table_bits(n: int, max_bits: int) -> int:
@@ -315,7 +319,7 @@ def _gathered(builder, values):
 def mix3(weights, a, b, c, x):
     """Σ over pairs of LANES inputs, each >> 3, of x times the sum of three rows of weights; >> 12: the mixer's output.
 
-    weights: int16, 1.0 is 32768. a, b, c: where rows begin. x: LANES integers within ±2047.
+    weights: int16, 1.0 is 32768. a, b, c: where rows begin. x: LANES integers within ±2048.
     """
     total = 0
     for k in range(0, LANES, 2):
@@ -479,7 +483,6 @@ def _transcode(text, code, decoding, tree, work, t):
         hashes[2] = last4 * _SPREAD + np.uint64(3)
         hashes[3] = (last8 & np.uint64(0xFFFFFFFFFFFF)) * _SPREAD + np.uint64(4)
         hashes[4] = word * _SPREAD + np.uint64(5)
-        hashes[5] = (last8 & np.uint64(0xF0F0F0F0F0F0)) * _SPREAD + np.uint64(6)
         for k in range(N_HASHED):
             h = hashes[np.uint64(k)]
             h = (h ^ (h >> _28)) * _NIBBLE
@@ -526,27 +529,27 @@ def _transcode(text, code, decoding, tree, work, t):
             prefetch(apm, apm1)
 
             # Predict
-            at1 = 256 + (last1 << 8) + c0
-            at2, at3, at4 = get(slots, 0) + node, get(slots, 1) + node, get(slots, 2) + node
-            at5, at6, at7 = get(slots, 3) + node, get(slots, 4) + node, get(slots, 5) + node
-            s0, s1 = get(direct, c0), 256 + get(direct, at1)
-            s2, s3, s4 = 512 + get(table, at2), 768 + get(table, at3), 1024 + get(table, at4)
-            s5, s6, s7 = 1280 + get(table, at5), 1536 + get(table, at6), 1792 + get(table, at7)
+            at0 = (last1 << 8) + c0
+            at1, at2, at3 = get(slots, 0) + node, get(slots, 1) + node, get(slots, 2) + node
+            at4, at5 = get(slots, 3) + node, get(slots, 4) + node
+            s0, s1, s2 = get(direct, at0), 256 + get(table, at1), 512 + get(table, at2)
+            s3, s4, s5 = 768 + get(table, at3), 1024 + get(table, at4), 1280 + get(table, at5)
             p0, p1, p2, p3 = get(maps, s0), get(maps, s1), get(maps, s2), get(maps, s3)
-            p4, p5, p6, p7 = get(maps, s4), get(maps, s5), get(maps, s6), get(maps, s7)
+            p4, p5 = get(maps, s4), get(maps, s5)
             next_bit = (expected >> down) & 1
             in_match = in_match and (expected ^ path) >> (down + 1) == 0
-            match_at, match_p = match_map + next_bit, 0
+            match_at, match_p, match_half = match_map + next_bit, 0, 0
             if in_match:
-                match_p = get(t.stretch, get(match_maps, match_at) >> 20)
+                match_half = (get(match_maps, match_at) >> 20) - 2048
+                match_p = get(t.stretch, match_half + 2048)
+            y4, y5 = get(t.stretch, p4 >> 4), get(t.stretch, p5 >> 4)
             x = (
-                get(t.stretch, p0 >> 4), get(t.stretch, p1 >> 4), get(t.stretch, p2 >> 4), get(t.stretch, p3 >> 4),
-                get(t.stretch, p4 >> 4), get(t.stretch, p5 >> 4), get(t.stretch, p6 >> 4), get(t.stretch, p7 >> 4),
-                (p0 - 32768) >> 5, (p1 - 32768) >> 5, (p2 - 32768) >> 5, (p3 - 32768) >> 5,
-                (p4 - 32768) >> 5, (p5 - 32768) >> 5, (p6 - 32768) >> 5, match_p,
+                get(t.stretch, p0 >> 4), get(t.stretch, p1 >> 4), get(t.stretch, p2 >> 4), get(t.stretch, p3 >> 4), y4, y5,
+                (p0 - 32768) >> 5, (p1 - 32768) >> 5, (p2 - 32768) >> 5, (p3 - 32768) >> 5, (p4 - 32768) >> 5,
+                (p5 - 32768) >> 5, y4 & get(t.agreed, s4 & 255), y5 & get(t.agreed, s5 & 255), match_p, match_half,
             )  # fmt: skip
             in_bucket = bucket if in_match else 0
-            seen = (s2 != 512) + (s3 != 768) + (s4 != 1024) + (s5 != 1280)
+            seen = (s1 != 256) + (s2 != 512) + (s3 != 768) + (s4 != 1024)
             row_a = c0 * LANES
             row_b = (SETS_B + (in_bucket << 8) + last1) * LANES
             row_c = (SETS_C + ((seen * 4 + in_bucket) << 3) + min(depth, 7)) * LANES
@@ -579,16 +582,12 @@ def _transcode(text, code, decoding, tree, work, t):
             put(maps, s3, p3 + ((goal - p3) >> 8))
             put(maps, s4, p4 + ((goal - p4) >> 8))
             put(maps, s5, p5 + ((goal - p5) >> 8))
-            put(maps, s6, p6 + ((goal - p6) >> 8))
-            put(maps, s7, p7 + ((goal - p7) >> 8))
-            put(direct, c0, get(t.following, 2 * s0 + bit))
-            put(direct, at1, get(t.following, 2 * (s1 & 255) + bit))
+            put(direct, at0, get(t.following, 2 * s0 + bit))
+            put(table, at1, get(t.following, 2 * (s1 & 255) + bit))
             put(table, at2, get(t.following, 2 * (s2 & 255) + bit))
             put(table, at3, get(t.following, 2 * (s3 & 255) + bit))
             put(table, at4, get(t.following, 2 * (s4 & 255) + bit))
             put(table, at5, get(t.following, 2 * (s5 & 255) + bit))
-            put(table, at6, get(t.following, 2 * (s6 & 255) + bit))
-            put(table, at7, get(t.following, 2 * (s7 & 255) + bit))
             if in_match:
                 match_maps[match_at] = adapt(match_maps[match_at], bit, 1023)
             path |= bit << down
@@ -628,7 +627,7 @@ class Workspace(NamedTuple):
     weights: np.ndarray  # (N_SETS · LANES,) int16; on a cache line
     maps: np.ndarray  # (256 · N_CONTEXTS,) uint16, bit history -> adaptive probability
     match_maps: np.ndarray  # (128,) uint32
-    direct: np.ndarray  # (256 + 65536,) uint8, bit histories of orders 0 and 1
+    direct: np.ndarray  # (65536,) uint8, bit histories of order 1
     hashes: np.ndarray  # (N_HASHED,) uint64
     slots: np.ndarray  # (N_HASHED,) int64
 
@@ -660,7 +659,7 @@ def _workspace(n: int, max_bits: int, t: Tables) -> Workspace:
     size = 1 << table_bits(n, max_bits)
     weights = on_a_line(N_SETS * LANES, np.int16)
     weights.reshape(N_SETS, LANES)[:, :N_CONTEXTS] = FIRST_WEIGHT
-    weights.reshape(N_SETS, LANES)[:, LANES - 1] = FIRST_MATCH_WEIGHT
+    weights.reshape(N_SETS, LANES)[:, LANES - 2] = FIRST_MATCH_WEIGHT
     return Workspace(
         table=on_a_line(size, np.uint8),
         matches=np.zeros(size // 64, np.int32),
@@ -668,7 +667,7 @@ def _workspace(n: int, max_bits: int, t: Tables) -> Workspace:
         weights=weights,
         maps=np.tile((t.start >> 16).astype(np.uint16), N_CONTEXTS),
         match_maps=np.full(128, FRESH, np.uint32),
-        direct=np.zeros(256 + 65536, np.uint8),
+        direct=np.zeros(65536, np.uint8),
         hashes=np.zeros(N_HASHED, np.uint64),
         slots=np.zeros(N_HASHED, np.int64),
     )

@@ -1,13 +1,15 @@
 """Context mixing of bytes with contexts that the kind of data picks: the strongest coder of bytes here, in integers.
 
     26 contexts: orders 0–6 and 8, words, sparse, columns and records, what followed last, the expected byte
-         └─▶ slot of 15 bit histories (four decisions) ─▶ adaptive probability ─▶ stretch(p), p − ½       ┐
-    4 of them: the byte that came last there, how often in a row ─▶ adaptive probability ─▶ stretch(p)    ├─▶ 5 mixers ─▶
+         └─▶ slot of 15 bit histories (four decisions) ─▶ adaptive probability ─▶ stretch(p), p − ½, and    ┐
+             stretch(p) once more where all bits of the history were the same                              │
+    8 of them: the byte that came last there, how often in a row ─▶ adaptive probability ─▶ stretch(p)    ├─▶ 7 mixers ─▶
     two matches, of at least 7 and 5 bytes: length, predicted bit ─▶ adaptive probability ─▶ both         ┘
-    ─▶ 2 mixers of mixers, averaged ─▶ 3 adaptive probability maps, averaged ─▶ arithmetic coder
+    ─▶ 3 mixers of mixers, averaged ─▶ 3 adaptive probability maps, averaged ─▶ arithmetic coder
 
 Decisions are those of a tree of bytes (`kernels.bytetree`). Every mixer picks its weights by something else: the node of the
-tree; the last byte; the match; classes of the last characters; the node and how many of the first six contexts were seen.
+tree; the last byte; the match; classes of the last characters; the node and how many of the first six contexts were seen;
+the byte before the last; letters of this word and the last mark. An empty history says nothing.
 What lies behind a cache is asked for before it is needed. One loop serves both directions, so that encoder and decoder
 cannot disagree, and nothing depends on threads. Arithmetic and constant tables are those of `kernels.bytemix`: integers, in
 fixed point; a mixer weight of 1.0 is 16384 in the first layer and 65536 in the last.
@@ -55,10 +57,10 @@ from laconic.kernels.bytemix import (
 from laconic.kernels.bytetree import LEAF, plant, replant
 from laconic.kernels.rangecoder import ENCODER, FRESH, adapt, decode_bit, encode_bit, ended, finish, start
 
-SETS = 5  # mixers of the first layer
-ROWS = (0, 256, 512, 768, 2816, 4608)  # where each one's weights begin
-N_RUNS = 4  # contexts, from the first, that remember the byte that came last in them
-N_FEATURES = 26  # and a last one that is 0
+SETS = 7  # mixers of the first layer
+ROWS = (0, 256, 512, 768, 2816, 4608, 4864, 5120)  # where each one's weights begin
+N_RUNS = 8  # contexts, from the first, that remember the byte that came last in them
+N_FEATURES = 28  # and a last one that is 0
 N_APMS = 256 + 2 * 65536
 MIN_BITS, MAX_BITS = 16, 28
 MAX_RECORD = 2048
@@ -66,11 +68,12 @@ MAX_RECORD = 2048
 # the bytes before the last one are kept, what was kept there a byte before
 LEN, AT, BYTE, MAP, PATH, KEPT, CANDIDATE = range(7)
 SEAT, CHECK, COUNT, LAST = 0, 1, 2, 3  # of a run
-# Of `past`: the last eight bytes, newest lowest; hashes of this word and of two before; how the line began; classes
-BYTES8, WORD, WORD1, WORD2, BEGIN, CLASSES = 0, 1, 2, 3, 4, 5
+# Of `past`: the last eight bytes, newest lowest; hashes of this word and of two before; how the line began; classes;
+# letters of this word; the last byte that was neither letter, blank nor line's end
+BYTES8, WORD, WORD1, WORD2, BEGIN, CLASSES, LENGTH, MARK = range(8)
 MIN_MATCH = (7, 5)
-# Weights at first: of stretch(p), of p − ½, of a run, of the two of a match
-MIX_WEIGHT, HALF_WEIGHT, RUN_WEIGHT, MATCH_WEIGHT, MATCH_HALF_WEIGHT = 2400, -800, 450, 3500, -1500
+# Weights at first: of stretch(p), of p − ½, of a run, of the two of a match; 0 of histories that agree
+MIX_WEIGHT, HALF_WEIGHT, RUN_WEIGHT, MATCH_WEIGHT, MATCH_HALF_WEIGHT = 2000, -800, 450, 3500, -1500
 FIRST_RATE, LAST_RATE, FINAL_RATE = 28 << 10, 8 << 10, 6  # of learning, in 1024ths; of the last layer, in sixteenths
 
 _u = np.uint64
@@ -156,7 +159,7 @@ class State(NamedTuple):
     apm: np.ndarray  # (N_APMS · APM_BINS,) uint16
     x: np.ndarray  # (n inputs, a multiple of LANES) int16
     weights: np.ndarray  # (ROWS[SETS] · n inputs,) int16
-    final: np.ndarray  # (512 · LANES,) int32
+    final: np.ndarray  # (768 · LANES,) int32
     outs: np.ndarray  # (LANES,) int32, what the first layer gave
     rows: np.ndarray  # (SETS,) int64
     maps: np.ndarray  # (256 · n,) uint32, bit history -> adaptive probability of 22 bits
@@ -170,13 +173,13 @@ class State(NamedTuple):
     indirect1: np.ndarray  # (256,) uint64, the three bytes that last followed a byte
     indirect2: np.ndarray  # (65536,) uint64, and two bytes
     match: np.ndarray  # (2, 7) int64
-    past: np.ndarray  # (6,) uint64
+    past: np.ndarray  # (8,) uint64
     line: np.ndarray  # (2,) int64, where this line and the one before begin
 
 
 def _sizes(bits, n_ctx):
     """(bits of a table of matches, inputs)."""
-    n_in = 2 * n_ctx + N_RUNS + 4
+    n_in = 3 * n_ctx + N_RUNS + 4
     return min(max(bits - 6, 16), 22), n_in + -n_in % LANES
 
 
@@ -190,9 +193,9 @@ def _state(bits, program, t):
     n_ctx = program.masks.size
     match_bits, n_in = _sizes(bits, n_ctx)
     row, last = np.zeros(n_in, np.int16), np.zeros(LANES, np.int32)
-    row[: 2 * n_ctx : 2], row[1 : 2 * n_ctx : 2] = MIX_WEIGHT, HALF_WEIGHT
-    row[2 * n_ctx : 2 * n_ctx + N_RUNS] = RUN_WEIGHT
-    row[2 * n_ctx + N_RUNS : 2 * n_ctx + N_RUNS + 4] = (MATCH_WEIGHT, MATCH_HALF_WEIGHT) * 2
+    row[: 3 * n_ctx : 3], row[1 : 3 * n_ctx : 3] = MIX_WEIGHT, HALF_WEIGHT
+    row[3 * n_ctx : 3 * n_ctx + N_RUNS] = RUN_WEIGHT
+    row[3 * n_ctx + N_RUNS : 3 * n_ctx + N_RUNS + 4] = (MATCH_WEIGHT, MATCH_HALF_WEIGHT) * 2
     last[:SETS] = 65536 // SETS
     weights = on_a_line(ROWS[SETS] * n_in, np.int16)
     weights.reshape(-1, n_in)[:] = row
@@ -205,7 +208,7 @@ def _state(bits, program, t):
         apm=fresh_maps(N_APMS, t),
         x=on_a_line(n_in, np.int16),
         weights=weights,
-        final=np.tile(last, 512),
+        final=np.tile(last, 768),
         outs=np.zeros(LANES, np.int32),
         rows=np.zeros(SETS, np.int64),
         maps=np.tile(t.start >> 10, n_ctx),
@@ -219,7 +222,7 @@ def _state(bits, program, t):
         indirect1=np.zeros(256, np.uint64),
         indirect2=np.zeros(65536, np.uint64),
         match=match,
-        past=np.zeros(6, np.uint64),
+        past=np.zeros(8, np.uint64),
         line=np.zeros(2, np.int64),
     )
 
@@ -265,6 +268,8 @@ def _contexts(text, i, program, w):
     feature[14] = np.uint64(i & 3)
     feature[15] = w.indirect1[c1] & _255
     feature[16] = w.indirect2[c1 << 8 | c2] & np.uint64(0xFFFF)
+    feature[26] = past[LENGTH]
+    feature[27] = past[MARK]
     table_mask, run_mask = np.uint64(w.table.size - 1) & ~_15, np.uint64(w.runs.size - 1)
     for k in range(masks.size):
         h = (last8 & masks[k]) * _M1 + np.uint64(k + 1) * _M2
@@ -328,12 +333,16 @@ def _remember(text, i, program, w):
     if (letter >= 97 and letter <= 122) or cc >= 128:
         word = (past[WORD] + np.uint64(letter)) * _M1
         past[WORD] = word ^ (word >> _32)
+        past[LENGTH] += _1
         cls = 1 if cc == letter else 2
     else:
         if past[WORD]:
             past[WORD2] = past[WORD1]
+            past[LENGTH] = np.uint64(0)
             past[WORD1] = past[WORD]
             past[WORD] = np.uint64(0)
+        if cc != 32 and cc != 10:
+            past[MARK] = c
         if cc >= 48 and cc <= 57:
             cls = 3
         elif cc == 32:
@@ -391,7 +400,7 @@ def _transcode(text, code, decoding, tree, program, w, t):
     if decoding:
         value, width, at = start(code)
     rate = FIRST_RATE
-    base_runs = 2 * n_ctx
+    base_runs = 3 * n_ctx
     base_match = base_runs + N_RUNS
 
     for i in range(n):
@@ -399,6 +408,8 @@ def _transcode(text, code, decoding, tree, program, w, t):
         last8 = past[BYTES8]
         c1 = np.int64(last8 & _255)
         class_row = ROWS[3] + np.int64(past[CLASSES] & _255) * 8
+        c2 = np.int64((last8 >> _8) & _255)
+        word_row = ROWS[6] + (min(np.int64(past[LENGTH]), 7) << 5 | np.int64(past[MARK] & np.uint64(31)))
         hash2 = (last8 & np.uint64(0xFFFF)) * _M1
         len0 = match[0, LEN]
         lb = 0
@@ -431,8 +442,11 @@ def _transcode(text, code, decoding, tree, program, w, t):
             for k in range(n_ctx):
                 s = get(table, get(slots, k) + node)
                 p = get(maps, k << 8 | s) >> 10
-                put(x, 2 * k, get(t.stretch, p))
-                put(x, 2 * k + 1, (p - 2048) >> 1)
+                told = get(t.kept, s)
+                stretched = get(t.stretch, p) & told
+                put(x, 3 * k, stretched)
+                put(x, 3 * k + 1, ((p - 2048) >> 1) & told)
+                put(x, 3 * k + 2, stretched & get(t.agreed, s))
                 if k < 6:
                     seen += s != 0
             for k in range(N_RUNS):
@@ -461,13 +475,17 @@ def _transcode(text, code, decoding, tree, program, w, t):
             rows[2] = (ROWS[2] + (lb * 3 + ex) * 8 + j) * n_in
             rows[3] = (class_row + j) * n_in
             rows[4] = (ROWS[4] + (seen << 8) + c0) * n_in
+            rows[5] = (ROWS[5] + c2) * n_in
+            rows[6] = word_row * n_in
             for s in range(SETS):
                 o = mix(weights, get(rows, s), x, n_in)
                 put(outs, s, min(max(o, -STRETCH_LIMIT), STRETCH_LIMIT))
             row_a, row_b = c0 * LANES, (256 + (lb * 3 + ex) * 8 + j) * LANES
             mixed_a = min(max(bytemix.mix(final, row_a, outs, 0), -DOMAIN), DOMAIN)
             mixed_b = min(max(bytemix.mix(final, row_b, outs, 0), -DOMAIN), DOMAIN)
-            mixed = (mixed_a + mixed_b) >> 1
+            row_c = (512 + c1) * LANES
+            mixed_c = min(max(bytemix.mix(final, row_c, outs, 0), -DOMAIN), DOMAIN)
+            mixed = (mixed_a + 2 * mixed_b + mixed_c) >> 2
             p = get(t.squash, mixed + DOMAIN)
             at_bin, part = bin_of(min(max(mixed, -STRETCH_LIMIT), STRETCH_LIMIT))
             a0, a1, a2 = a0 + at_bin, a1 + at_bin, a2 + at_bin
@@ -489,6 +507,7 @@ def _transcode(text, code, decoding, tree, program, w, t):
                 train(weights, get(rows, s), x, n_in, min(max(error, -32768), 32767))
             bytemix.train(final, row_a, outs, 0, (goal - get(t.squash, mixed_a + DOMAIN)) * FINAL_RATE >> 4)
             bytemix.train(final, row_b, outs, 0, (goal - get(t.squash, mixed_b + DOMAIN)) * FINAL_RATE >> 4)
+            bytemix.train(final, row_c, outs, 0, (goal - get(t.squash, mixed_c + DOMAIN)) * FINAL_RATE >> 4)
             goal -= bit
             for a in (a0, a0 + 1, a1, a1 + 1, a2, a2 + 1):
                 was = get(apm, a)
@@ -527,12 +546,12 @@ ORDER = tuple((1 << 8 * k) - 1 for k in range(9))  # masks of whole orders
 _WORD, _WORD1, _WORD2, _OVER, _COLUMN, _AFTER1, _AFTER2, _MATCH, _CLASSES, _BEGIN, _PLACE, _N, _NN, _MATCH2, _MOD4 = (
     range(15)
 )
-_N2, _NE, _NW, _GRADIENT, _MEAN, _W, _LINEAR, _NN2, _PART = range(17, 26)
+_N2, _NE, _NW, _GRADIENT, _MEAN, _W, _LINEAR, _NN2, _PART, _LENGTH, _MARK = range(17, 28)
 
 _TEXT = (
     (ORDER[1],), (ORDER[2],), (ORDER[3],), (ORDER[4],), (ORDER[5],), (ORDER[6],), (0, _WORD), (ORDER[1], _WORD, _WORD1),
     (0,), (ORDER[8],), (0, _WORD, _WORD2), (0, _WORD, _WORD1, _WORD2), (0xFF00, _WORD), (0xFF00,), (0xFFFF00,),
-    (0xFF00FF,), (0xF0F0F0F0F0F0,), (ORDER[1], _AFTER1), (ORDER[1], _AFTER2), (0, _OVER, _WORD), (ORDER[1], _CLASSES),
+    (0xFF00FF,), (0xF0F0F0F0F0F0,), (0, _WORD, _MARK), (ORDER[1], _LENGTH, _MARK), (0, _OVER, _WORD), (ORDER[1], _CLASSES),
     (ORDER[1], _MATCH), (0, _MATCH2, _MATCH), (0, _BEGIN, _COLUMN), (ORDER[2], _COLUMN), (0, _CLASSES),
 )  # fmt: skip
 _BINARY = (

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import zstandard
 
 # Methods, as the wire has them. END is no block.
-END, STORED, SAME, DEFLATE, LZMA, FIRST_MIX, FIRST_WIDE, ZSTD, MIX, WIDE = range(10)
+END, STORED, SAME, DEFLATE, LZMA, FIRST_MIX, FIRST_WIDE, ZSTD, SECOND_MIX, SECOND_WIDE, MIX, WIDE = range(12)
+GONE = {FIRST_MIX: "first", FIRST_WIDE: "first", SECOND_MIX: "second", SECOND_WIDE: "second"}  # versions no longer read
 _SAMPLE = 1 << 14
 _HISTORY = 128  # bytes for every byte of a block, at the highest levels
 
@@ -160,8 +161,8 @@ def decode_block(method: int, payload: bytes, n_bytes: int, n: int, dictionary: 
         raw = payload
     elif method == SAME:
         raw = payload * n_bytes if len(payload) == 1 else b""
-    elif method in (FIRST_MIX, FIRST_WIDE):
-        raise CorruptStream("a block by the first version of the byte coders; this laconic reads their second")
+    elif method in GONE:
+        raise CorruptStream(f"a block by the {GONE[method]} version of the byte coders; this laconic reads their third")
     elif method != chosen.method:
         raise CorruptStream(f"a block of method {method} in a stream of level {n}")
     elif method == ZSTD:

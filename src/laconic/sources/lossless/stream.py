@@ -27,8 +27,7 @@ from .levels import (
     DEFLATE,
     END,
     FIRST_LEVELS,
-    FIRST_MIX,
-    FIRST_WIDE,
+    GONE,
     LEVELS,
     ZSTD,
     decode_block,
@@ -224,7 +223,7 @@ def _blocks(
             in_all, n_bytes = in_all + size, n_bytes + size
             if in_all > limit_bytes:
                 raise CorruptStream(f"more than {limit_bytes:,} bytes; raise the limit if that is meant")
-            if method >= DEFLATE and method not in (chosen.method, FIRST_MIX, FIRST_WIDE):
+            if method >= DEFLATE and method != chosen.method and method not in GONE:
                 raise CorruptStream(f"a block of method {method} in a stream of level {n}")
             need = memory_bytes(n, size) if method == chosen.method else 4 * size
             if need * threads > limit_memory:
