@@ -30,6 +30,9 @@ def test_bit_histories_are_closed_and_count():
             assert mine <= count[bit] <= mine + 1 or mine > 6
             assert count[1 - bit] <= other
             assert count[bit] > 0
+    t = bm.tables()
+    for i, ((zeros, ones, _), _) in enumerate(states):
+        assert (t.kept[i], t.agreed[i]) == (-(zeros + ones > 0), -(not zeros or not ones))
     # With no contradiction the count of a run only grows, to the largest kept.
     state = 0
     for n in range(1, 40):
