@@ -309,12 +309,8 @@ def test_a_dry_run_writes_nothing_and_says_what_is_needed(tmp_path: Path) -> Non
     assert said.peak_bytes > 0 and said.seconds > 0 and sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
 
-def test_what_an_estimate_is_off_by_is_made_good_in_a_network_of_one_unit(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    sizes = [64, 256, 128, 96, 64, 48, 40]
-    layers = [torch.nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False)]
-    net = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    n = sum(layer.weight.numel() for layer in layers)
+def underestimate(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    """Let rates of a network of n values be estimated a tenth of a bit too low, and budgets be met within .02 bits."""
     monkeypatch.setattr(room, "TOLERATED_BYTES", n * 0.02 / 8)
     right = FeedbackTrellis.estimate
 
@@ -323,5 +319,33 @@ def test_what_an_estimate_is_off_by_is_made_good_in_a_network_of_one_unit(monkey
         return rate - 0.1, error
 
     monkeypatch.setattr(FeedbackTrellis, "estimate", too_little)
+
+
+def test_what_an_estimate_is_off_by_is_made_good_in_a_network_of_one_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    sizes = [64, 256, 128, 96, 64, 48, 40]
+    layers = [torch.nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False)]
+    net = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    underestimate(monkeypatch, sum(layer.weight.numel() for layer in layers))
     _, report = room.compress(net, bits=3, calibration=torch.randn(8, 64, 4, 4))
+    assert abs(report.bits - 3) < 0.02
+
+
+class Residual(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.linear(x)
+
+
+def test_the_largest_matrix_behind_all_others_is_coded_until_it_meets_the_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(*(Residual() for _ in range(3)), torch.nn.Linear(64, 600))
+    underestimate(monkeypatch, 3 * 64 * 64 + 64 * 600)
+    _, report = room.compress(net, bits=3, calibration=torch.randn(16, 64))
+    assert [r.name for r in report.rows][-1] == "3.weight" and len(report.rows) == 4
     assert abs(report.bits - 3) < 0.02

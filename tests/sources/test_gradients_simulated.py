@@ -135,6 +135,20 @@ def test_onebit_adam_is_adam_until_it_freezes() -> None:
     assert float((a - b[0]).detach().norm() / (a - start).detach().norm()) < 0.4
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_rows_without_gradient_stay_where_they_are(ranks: int) -> None:
+    """The rows of tokens that did not occur, which one magnitude for all would throw about."""
+    ours = [OneBitAdam([nn.Parameter(torch.zeros(40, 64))], freeze_at=2) for _ in range(ranks)]
+    for step in range(6):
+        for r, o in enumerate(ours):
+            g = torch.randn(40, 64, generator=torch.Generator().manual_seed(9 * step + r))
+            g[10:20] = 0
+            o.param_groups[0]["params"][0].grad = g
+        run_together([o.work(r, ranks) for r, o in enumerate(ours)], [o.traffic for o in ours])
+    found = ours[0].param_groups[0]["params"][0].detach()
+    assert ours[0].frozen and not found[10:20].any() and found[:10].all() and found[20:].all()
+
+
 def test_onebit_adam_skips_together_and_refuses_other_parameters() -> None:
     ours = [OneBitAdam([nn.Parameter(torch.ones(20, 3))], freeze_at=1) for _ in range(2)]
 

@@ -307,7 +307,7 @@ def bench_lossless(
     only: Annotated[str | None, typer.Option("--only", help="Measurements whose name contains this.")] = None,
     levels: Annotated[str, typer.Option("--levels", help="Levels to measure, such as 1,5,9.")] = "1,5,9",
     peers: Annotated[
-        str, typer.Option("--peers", help="Peers to run, by name; all that are installed by default.")
+        str, typer.Option("--peers", help="Peers to run, such as 'zpaq -m5,xz -9e'; all that are installed by default.")
     ] = "",
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw size against speed into this file.")] = None,
 ) -> None:
