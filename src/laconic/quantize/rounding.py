@@ -167,16 +167,20 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor | None:
     """
     import torch
 
-    mean, eye = float(torch.diagonal(hessian).mean()), torch.eye(len(hessian), dtype=torch.float64)
+    mean = float(torch.diagonal(hessian).mean())
     for raised in (damping, 10 * damping, 100 * damping):
-        lower, failed = torch.linalg.cholesky_ex((hessian + eye * (raised * mean)).flip(0, 1))
+        factor = hessian.flip(0, 1)  # a copy; of matrices of this size there are never more than four
+        factor.diagonal().add_(raised * mean)
+        factor, failed = torch.linalg.cholesky_ex(factor)
         if not int(failed):
             if raised > damping:
                 warnings.warn(
                     f"Hessian not positive definite with damping {damping:g}; {raised:g} was used",
                     HessianWarning, stacklevel=3,
                 )  # fmt: skip
-            return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True).float()
+            factor = factor.flip(0, 1)
+            eye = torch.eye(len(hessian), dtype=torch.float64)
+            return torch.linalg.solve_triangular(factor, eye, upper=True, out=eye).float()
     warnings.warn(
         f"Hessian not positive definite with damping up to {raised:g}; there will be no error feedback",
         HessianWarning, stacklevel=3,
