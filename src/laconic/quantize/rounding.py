@@ -179,8 +179,9 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor | None:
                     HessianWarning, stacklevel=3,
                 )  # fmt: skip
             factor = factor.flip(0, 1)
-            eye = torch.eye(len(hessian), dtype=torch.float64)
-            return torch.linalg.solve_triangular(factor, eye, upper=True, out=eye).float()
+            inverse = torch.eye(len(hessian), dtype=torch.float64)
+            torch.linalg.solve_triangular(factor, inverse, upper=True, out=inverse)
+            return inverse.float()
     warnings.warn(
         f"Hessian not positive definite with damping up to {raised:g}; there will be no error feedback",
         HessianWarning, stacklevel=3,
