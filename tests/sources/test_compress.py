@@ -340,12 +340,23 @@ class Residual(torch.nn.Module):
         return x + self.linear(x)
 
 
+class Classifier(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(Residual() for _ in range(6))
+        self.head = torch.nn.Linear(64, 500)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
 def test_the_largest_matrix_behind_all_others_is_coded_until_it_meets_the_budget(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
-    net = torch.nn.Sequential(*(Residual() for _ in range(3)), torch.nn.Linear(64, 600))
-    underestimate(monkeypatch, 3 * 64 * 64 + 64 * 600)
-    _, report = room.compress(net, bits=3, calibration=torch.randn(16, 64))
-    assert [r.name for r in report.rows][-1] == "3.weight" and len(report.rows) == 4
+    underestimate(monkeypatch, 6 * 64 * 64 + 64 * 500)
+    _, report = room.compress(Classifier(), bits=3, calibration=torch.randn(16, 64))
+    assert [r.name for r in report.rows][-1] == "head.weight" and len(report.rows) == 7
     assert abs(report.bits - 3) < 0.02

@@ -244,8 +244,8 @@ def matrices(model: nn.Module) -> list[Matrix]:
 
 
 def chain(model: nn.Module) -> tuple[str, list[str]] | None:
-    """(name of the list, names of its modules): the list of like modules with most parameters, if it has over half of those
-    that are not embeddings and no second list comes near it; None for a model that is not one chain of blocks."""
+    """(name of the list, names of its modules): the list of like modules with most parameters, if it has over three tenths of
+    those that are not embeddings and no second list comes near it; None for a model that is not one chain of blocks."""
     from torch import nn
 
     def size(m: nn.Module) -> int:
