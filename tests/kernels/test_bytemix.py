@@ -171,7 +171,7 @@ def test_near_the_entropy_of_a_memoryless_source():
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_damage_is_named_or_other_bytes(data):
-    code, n = damaged(data, bm.encode(SAMPLE, 16), SAMPLE.size)
+    code, n = damaged(data, bm.encode(SAMPLE, 16), SAMPLE.size, st.integers(0, 3 * SAMPLE.size))
     try:
         out = bm.decode(code, n, 16)
     except CorruptStream:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from laconic.core.errors import CorruptStream, decode_budget
 from laconic.kernels import coefficients as kc
 
+from .damage import damaged
+
 
 def _blocks(shape, scale, seed=0, smooth=True):
     """Laplacian coefficients whose size falls with frequency, as those of pictures do."""
@@ -148,18 +150,8 @@ def test_one_code_everywhere(how, tmp_path):
 @settings(deadline=None, max_examples=80)
 @given(st.data())
 def test_damage_is_named_or_other_values(data):
-    code, shape = kc.encode(SAMPLE), SAMPLE.shape
-    kind = data.draw(st.sampled_from(["flip", "cut", "extend", "shape", "noise"]))
-    if kind == "flip":
-        code[data.draw(st.integers(0, code.size - 1))] ^= data.draw(st.integers(1, 255))
-    elif kind == "cut":
-        code = code[: data.draw(st.integers(0, code.size - 1))]
-    elif kind == "extend":
-        code = np.append(code, np.frombuffer(data.draw(st.binary(min_size=1, max_size=9)), np.uint8))
-    elif kind == "shape":
-        shape = data.draw(st.tuples(st.integers(0, 20), st.integers(0, 9), st.integers(0, 9), st.integers(0, 300)))
-    else:
-        code = np.frombuffer(data.draw(st.binary(max_size=200)), np.uint8)
+    shapes = st.tuples(st.integers(0, 20), st.integers(0, 9), st.integers(0, 9), st.integers(0, 300))
+    code, shape = damaged(data, kc.encode(SAMPLE), SAMPLE.shape, shapes)
     try:
         q = kc.decode(code, shape)
     except CorruptStream:

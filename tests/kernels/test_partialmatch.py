@@ -70,7 +70,7 @@ def test_inverts_where_tables_overflow(monkeypatch):
 @settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_damage_is_named_or_other_bytes(data):
-    code, n = damaged(data, pm.encode(SAMPLE, 3), SAMPLE.size)
+    code, n = damaged(data, pm.encode(SAMPLE, 3), SAMPLE.size, st.integers(0, 3 * SAMPLE.size))
     try:
         out = pm.decode(code, n, 3)
     except CorruptStream:

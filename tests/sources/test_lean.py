@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 LEAN = """
 import sys
 import torch
@@ -43,4 +45,29 @@ assert "add" in str(names) and "softmax" not in str(names), names  # the note wa
 
 def test_a_model_runs_without_its_compiler_which_is_told_all_when_it_comes() -> None:
     done = subprocess.run([sys.executable, "-c", LEAN], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+ASKED = """
+import sys
+from laconic.sources.lean import lean_imports
+
+with lean_imports():
+    import {0}
+    found = {1}
+    assert found is not None and {0} is sys.modules["{0}"]
+import {0}
+assert {1} is found
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "what"),
+    [("torch._dynamo", "torch._dynamo.reset"), ("torch._dynamo.config", "torch._dynamo.config"),
+     ("scipy.optimize", "scipy.optimize.OptimizeResult"), ("scipy.optimize.elementwise", "scipy.optimize.elementwise")],
+)  # fmt: skip
+def test_whatever_else_is_asked_for_is_the_module_s_own(module: str, what: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED.format(module, what)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

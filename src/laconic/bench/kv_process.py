@@ -111,7 +111,7 @@ def measure(job: Job) -> Occupied:
         filled = time.perf_counter() - start
         held = _settled() - base
         seconds = _decode(model, cache, job.steps)
-        peak = _status("VmHWM") - base
+        peak = status("VmHWM") - base
     return Occupied(held, peak, true_bytes(cache), n_values, filled, seconds)
 
 
@@ -166,10 +166,11 @@ def _settled() -> int:
     trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    return _status("VmRSS")
+    return status("VmRSS")
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
+    """Bytes that the kernel says of this process, such as VmRSS, what it holds, and VmHWM, the most that it held."""
     for line in STATUS.read_text().splitlines():
         if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])

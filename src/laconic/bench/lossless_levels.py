@@ -19,9 +19,7 @@ from .rows import Measurement, Row, ratio
 SAMPLES = Path(laconic.__file__).parent / "samples"
 FILES = ("genesis.txt", "english-llama-7m/tokenizer.json", "english-llama-7m/model.safetensors")
 ZEROS = 4 << 30
-_PEAK = (
-    "print([int(x.split()[1]) >> 10 for x in open('/proc/self/status') if x.startswith('VmHWM')][0], file=sys.stderr)"
-)
+_PEAK = "from laconic.bench.kv_process import status; print(status('VmHWM') >> 20, file=sys.stderr)"
 
 
 def level_1() -> Iterator[Row]:

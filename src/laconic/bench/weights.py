@@ -135,7 +135,7 @@ def _larger(recipe: str, runs: Sequence[tuple[Llama, dict[str, Any]]]) -> Iterat
 
 
 _JOB = """
-import json, re, sys, torch
+import json, sys, torch
 from pathlib import Path
 torch.set_num_threads(2)
 factors = []
@@ -149,7 +149,8 @@ from laconic.sources.weights.compress import compress
 from laconic.sources.weights.forecast import FLOOR_BYTES
 source, out, recipe, bits, text = sys.argv[1:]
 r = compress(source, out=out, recipe=recipe, bits=json.loads(bits), calibration=[Path(text)])
-peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])  # its own, not its parent's
+from laconic.bench.kv_process import status
+peak = status("VmHWM")  # its own: what getrusage says begins with its parent's
 rows = [x.shape for x in r.rows]
 print(json.dumps({"out": r.out, "bits": r.bits, "peak": peak, "rows": rows, "factors": len(factors)}))
 """
