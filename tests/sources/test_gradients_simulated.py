@@ -114,25 +114,26 @@ def test_bytes_of_a_ring() -> None:
     assert [t.handed_bytes for t in traffic] == [410, 420, 405, 400]
 
 
-def test_onebit_adam_is_adam_until_it_freezes() -> None:
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_onebit_adam_is_adam_until_it_freezes(ranks: int) -> None:
     """And both ways of sending lose nothing in the long run: sums of momentum agree."""
     torch.manual_seed(0)
     start = torch.randn(30, 11)
-    a, b = nn.Parameter(start.clone()), [nn.Parameter(start.clone()) for _ in range(3)]
+    a, b = nn.Parameter(start.clone()), [nn.Parameter(start.clone()) for _ in range(ranks)]
     adam = torch.optim.Adam([a], lr=0.01, betas=(0.9, 0.99))
     ours = [OneBitAdam([p], lr=0.01, betas=(0.9, 0.99), freeze_at=8) for p in b]
-    for step in range(30):
-        g = [torch.randn(30, 11, generator=torch.Generator().manual_seed(9 * step + r)) + start for r in range(3)]
+    for step in range(100):
+        g = [torch.randn(30, 11, generator=torch.Generator().manual_seed(9 * step + r)) + start for r in range(ranks)]
         a.grad = torch.stack(g).mean(0)
         adam.step()
         for p, v in zip(b, g, strict=True):
             p.grad = v
-        run_together([o.work(r, 3) for r, o in enumerate(ours)], [o.traffic for o in ours])
-        assert torch.equal(b[0], b[1]) and torch.equal(b[0], b[2])
+        run_together([o.work(r, ranks) for r, o in enumerate(ours)], [o.traffic for o in ours])
+        assert all(torch.equal(b[0], p) for p in b)
         if step < 8:
             torch.testing.assert_close(b[0], a, rtol=1e-4, atol=1e-5)
     assert all(o.frozen for o in ours) and ours[0].report().levels == {"frozen": 8.0}
-    assert float((a - b[0]).detach().norm() / (a - start).detach().norm()) < 0.4
+    assert float((a - b[0]).detach().norm() / (a - start).detach().norm()) < 0.2, "signs without memory are at .4"
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
