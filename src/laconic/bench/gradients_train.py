@@ -147,7 +147,8 @@ def train(job: Job) -> Outcome:
 
     rank, world = dist.get_rank(), dist.get_world_size()
     model, loss_of, final = {"llama": _llama, "mnist": _mnist}[job.task](job, rank)
-    ddp = DistributedDataParallel(model)
+    # PyTorch's PowerSGD hook reduces each bucket from callbacks, whose order over gloo differs by rank: one bucket has one order.
+    ddp = DistributedDataParallel(model, bucket_cap_mb=1024 if job.recipe == "torch-powersgd" else None)
     peak = job.lr or {"llama": 2e-3, "mnist": 0.05}[job.task]
     n_values = sum(p.numel() for p in model.parameters())
     dense = 2 * (world - 1) / world * 4 * n_values * job.steps

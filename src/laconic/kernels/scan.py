@@ -19,6 +19,7 @@ quantization fast scan", VLDB 2015 (tables in registers, a bound from the neighb
 columns, coordinates of unlike bits, several to a column, and neighbours costed as they come.
 """
 
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,18 @@ def _larger(builder, a, b):
 
 def _smaller(builder, a, b):
     return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+
+@intrinsic
+def _at(typingctx, array, place):
+    """Element at a place of an array as it lies, 0 or more: without the question whether it counts from the end."""
+    signature = array.dtype(array, place)
+
+    def codegen(context, builder, sig, args):
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.load(builder.gep(data, [args[1]]))
+
+    return signature, codegen
 
 
 @intrinsic
@@ -149,18 +162,23 @@ def tables(f, limit, out):
     limit: may be infinite. The step is what makes nothing need a cap, or less, `_STEPS` · C of them below the limit.
     """
     n = f.shape[0]
-    flat, entries = f.reshape(-1), out.reshape(-1)
-    low, reach = np.empty(n, np.float32), np.empty(n, np.float32)
-    base = np.float32(0)
+    low, reach, base = np.empty(n, np.float32), np.empty(n, np.float32), np.float32(0)
     for c in range(n):
-        least, most = _extent(flat, 16 * c)
+        least, most = _extent(f, 16 * c)
         low[c], reach[c] = least, most - least
         base += least
+    return _tables(f, low, reach, base, limit, out), base
+
+
+@njit(cache=True, nogil=True)
+def _tables(f, low, reach, base, limit, out):
+    """`tables` for known least entries of columns, their sum, and how far the others reach above; gives the step."""
+    n = f.shape[0]
     fours = n // 4
     room = np.float32(min(255, 65535 // max(1, fours + n % 4)))
     widest = np.float32(0)
-    for g in range(fours):
-        widest = max(widest, reach[4 * g] + reach[4 * g + 1] + reach[4 * g + 2] + reach[4 * g + 3])
+    for c in range(0, 4 * fours, 4):
+        widest = max(widest, _at(reach, c) + _at(reach, c + 1) + _at(reach, c + 2) + _at(reach, c + 3))
     for c in range(4 * fours, n):
         widest = max(widest, reach[c])
     step = widest / room
@@ -168,15 +186,15 @@ def tables(f, limit, out):
         step = min(step, max(limit - base, np.float32(0)) / np.float32(_STEPS * max(1, n)))
     step = max(step, np.float32(1e-30))
     inverse = np.float32(1) / step
-    for g in range(fours):
-        most = reach[4 * g] + reach[4 * g + 1] + reach[4 * g + 2] + reach[4 * g + 3]
+    for g in range(0, 4 * fours, 4):
+        most = _at(reach, g) + _at(reach, g + 1) + _at(reach, g + 2) + _at(reach, g + 3)
         capped = most * inverse > room
-        for c in range(4 * g, 4 * g + 4):
-            cap = np.float32(np.int32(room * reach[c] / most)) if capped else room
-            _stepped(flat, 16 * c, low[c], inverse, cap, entries)
+        for c in range(g, g + 4):
+            cap = np.float32(np.int32(room * _at(reach, c) / most)) if capped else room
+            _stepped(f, 16 * c, _at(low, c), inverse, cap, out)
     for c in range(4 * fours, n):
-        _stepped(flat, 16 * c, low[c], inverse, room, entries)
-    return step, base
+        _stepped(f, 16 * c, low[c], inverse, room, out)
+    return step
 
 
 def tables_plain(f: np.ndarray, limit: float) -> tuple[np.ndarray, np.float32, np.float32]:
@@ -331,9 +349,11 @@ class Costs(NamedTuple):
 
     kind: SQUARES Σ (v_j − o_j − y_j)², PRODUCTS −Σ v_j (o_j + y_j), COSINES the same over the norm of o + y.
     where: see `Columns`, of codes. levels: float32, the points of every code behind those of the one before, from start[u] on.
-    of, member: int32 (m,), pairs of a column and a coordinate that is in it, by column; low, high: float32 (m, 16), least and
-    greatest of what it may be for each nibble. partial: int32, codes of columns that do not hold all their bits, column after
-    column, those first that leave most open; then codes without a column. least_all, most_all: float32 (r,), of all points.
+    term: int64 (C + 1,); member: int32 (m,), coordinates that are in column c, from term[c] on; low, high: float32 (m, 16),
+    least and greatest of what each may be for each nibble. partial: int32 (n, 8), codes of columns that do not hold all their
+    bits, column after column, alike ones together and those first that leave most open; then codes without a column. Of each:
+    its column or −1, shift and mask in the nibble, bits in planes, their first plane, where its levels start, its first
+    coordinate, and how many it has. least_all, most_all: float32 (r,), of all points.
     least, most: squared norms of all vectors lie between (COSINES). queries: v, float32 (n, r). origins: o, float32
     (n_lists, r).
     """
@@ -343,7 +363,7 @@ class Costs(NamedTuple):
     levels: np.ndarray
     start: np.ndarray
     first: np.ndarray
-    of: np.ndarray
+    term: np.ndarray
     member: np.ndarray
     low: np.ndarray
     high: np.ndarray
@@ -380,18 +400,27 @@ def costs_of(
         rows = points[u][:, j - first[u]].reshape(1 << top, 1 << cut)
         low[t], high[t] = rows.min(1)[code], rows.max(1)[code]
     of, _, member = (np.array([t[i] for t in terms], np.int32) for i in range(3))
+    term = np.searchsorted(of, np.arange(where.n_columns + 1)).astype(np.int64)
     spread = np.zeros(where.n_columns)
     np.add.at(spread, of, (high - low).max(1, initial=0).astype(np.float64))
     members = where.members()
-    partial = [u for c in np.argsort(-spread, kind="stable") if where.low[members[c]].any() for u in members[c]]
+    short = [c for c in range(where.n_columns) if where.low[members[c]].any()]
+    alike: dict[tuple[int, ...], list[int]] = {}  # one after the other, so that the reader's branches are foreseen
+    for c in sorted(short, key=lambda c: -spread[c]):
+        alike.setdefault(tuple(where.low[members[c]]), []).append(c)
+    partial = [u for c in chain.from_iterable(alike.values()) for u in members[c]]
     partial += [int(u) for u in np.flatnonzero((where.top == 0) & (where.bits > 0))]
     start = np.cumsum([0, *(x.size for x in points[:-1])], dtype=np.int64)
+    steps = np.stack(
+        [where.column, where.shift, (1 << where.top.astype(np.int32)) - 1, where.low, where.plane, start[: len(right)],
+         first[:-1], np.diff(first)], 1, dtype=np.int32, casting="unsafe",
+    )[np.array(partial, np.int64)]  # fmt: skip
     least_all, most_all = (
         np.concatenate([f(x, 0) for x in points]) if points else np.empty(0, np.float32) for f in (np.min, np.max)
     )
     flat = np.concatenate([x.reshape(-1) for x in points]) if points else np.empty(0, np.float32)
     return Costs(
-        kind, where, flat, start, first, of, member, low, high, np.array(partial, np.int32), least_all, most_all, *norms,
+        kind, where, flat, start, first, term, member, low, high, steps, least_all, most_all, *norms,
         np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(origins, np.float32),
     )  # fmt: skip
 
@@ -443,9 +472,9 @@ def _limit(kind, least, most, worst):
 
 
 @njit(cache=True, nogil=True)
-def _prepare(costs, q, list_, worst, shifted, f, table):
-    """Fills f (C, 16) and table, and shifted (2, r): v and o as `_bound` takes them. Gives (w, step, base, rest): what is at most
-    at the limit has sums up to (limit − rest − base) / step."""
+def _prepare(costs, q, list_, worst, shifted, f, extents, table, made):
+    """Fills f (C, 16) and table, shifted (2, r): v and o as `_bound` takes them, and made: step, base, rest, worst. What is at
+    most at the limit has sums up to (limit − rest − base) / step."""
     kind = costs.kind
     w, limit = _limit(kind, costs.least, costs.most, worst)
     rest = np.float32(0)
@@ -459,18 +488,24 @@ def _prepare(costs, q, list_, worst, shifted, f, table):
         if not costs.where.top[u]:
             for j in range(costs.first[u], costs.first[u + 1]):
                 rest += _bound(kind, shifted[0, j], costs.least_all[j], costs.most_all[j], shifted[1, j], w)
-    low, high, flat, last = costs.low.reshape(-1), costs.high.reshape(-1), f.reshape(-1), np.int32(-1)
-    for t in range(costs.of.shape[0]):
-        c, j = costs.of[t], costs.member[t]
-        more, last = c == last, c
-        if kind == SQUARES:
-            _squares(shifted[0, j], low, high, 16 * t, shifted[1, j], w, flat, 16 * c, more)
-        elif kind == PRODUCTS:
-            _products(shifted[0, j], low, high, 16 * t, shifted[1, j], w, flat, 16 * c, more)
-        else:
-            _cosines(shifted[0, j], low, high, 16 * t, shifted[1, j], w, flat, 16 * c, more)
-    step, base = tables(f, np.float32(limit - rest), table)
-    return w, step, base, rest
+    base = np.float32(0)
+    for c in range(costs.where.n_columns):
+        begin = costs.term[c]
+        for t in range(begin, costs.term[c + 1]):
+            j, more = np.int64(_at(costs.member, t)), t > begin
+            y, z = _at(shifted, j), shifted[1, j]
+            if kind == SQUARES:
+                _squares(y, costs.low, costs.high, 16 * t, z, w, f, 16 * c, more)
+            elif kind == PRODUCTS:
+                _products(y, costs.low, costs.high, 16 * t, z, w, f, 16 * c, more)
+            else:
+                _cosines(y, costs.low, costs.high, 16 * t, z, w, f, 16 * c, more)
+        least, most = _extent(f, 16 * c)
+        extents[0, c], extents[1, c] = least, most - least
+        base += least
+    made[0] = _tables(f, extents[0], extents[1], base, np.float32(limit - rest), table)
+    made[1] = base
+    made[2], made[3] = rest, worst
 
 
 @njit(cache=True, nogil=True, inline="always")  # a call would pass every array of `where`
@@ -487,30 +522,47 @@ def _code(where, codes, fine, block, i, u):
 
 
 @njit(cache=True, nogil=True)
-def _refined(costs, codes, fine, block, i, shifted, f, total, worst):
+def _exactly(kind, v, y):
+    """What a coordinate costs at a level, SQUARES or PRODUCTS."""
+    return (v - y) * (v - y) if kind == SQUARES else -v * y
+
+
+@njit(cache=True, nogil=True)
+def _refined(kind, partial, levels, least, most, codes, columns_at, planes_at, i, shifted, f, total, worst):
     """Cost of vector i of a block, SQUARES or PRODUCTS, from its Σ F: what columns are short of it is put on top, in float32.
-    Where it is above the worst, it may be anything above, for nothing that is put on top is below 0."""
-    kind, c = costs.kind, np.int32(-1)
-    exact, bound = np.float32(0), np.float32(0)
-    for p in range(costs.partial.shape[0]):
-        u = costs.partial[p]
-        if costs.where.column[u] < 0 or costs.where.column[u] != c:
+    Where it is above the worst, it may be anything above, for nothing that is put on top is below 0.
+
+    columns_at, planes_at: bytes at which those of the block begin. The rest as in `Costs`; arrays one by one, for a tuple of
+    them would be counted as it is passed.
+    """
+    column, up, byte, bit = np.int32(-1), 4 * (i // 32), planes_at + i // 8, i % 8
+    exact, bound, nibble = np.float32(0), np.float32(0), np.int64(0)
+    for p in range(0, partial.size, 8):
+        c, begin, width = _at(partial, p), np.int64(_at(partial, p + 6)), np.int64(_at(partial, p + 7))
+        if c < 0 or c != column:
             total += exact - bound
             if total > worst:
                 return total
-            c, exact, bound = costs.where.column[u], np.float32(0), np.float32(0)
+            column, exact, bound, nibble = c, np.float32(0), np.float32(0), np.int64(0)
             if c >= 0:
-                bound = f[c, (codes[32 * (costs.where.n_columns * block + c) + i % 32] >> 4 * (i // 32)) & 15]
+                nibble = np.int64(_at(codes, columns_at + 32 * c + i % 32) >> up) & 15
+                bound = _at(f, 16 * c + nibble)
             else:
-                for j in range(costs.first[u], costs.first[u + 1]):
-                    bound += _bound(
-                        kind, shifted[0, j], costs.least_all[j], costs.most_all[j], shifted[1, j], np.float32(0)
-                    )
-        begin, end = costs.first[u], costs.first[u + 1]
-        at = costs.start[u] + _code(costs.where, codes, fine, block, i, u) * (end - begin)
-        for j in range(begin, end):
-            v, y = shifted[0, j], costs.levels[at + j - begin]
-            exact += (v - y) * (v - y) if kind == SQUARES else -v * y
+                for j in range(begin, begin + width):
+                    bound += _bound(kind, _at(shifted, j), _at(least, j), _at(most, j), shifted[1, j], np.float32(0))
+        low, at = np.int64(_at(partial, p + 3)), byte + 8 * np.int64(_at(partial, p + 4))
+        code = (nibble >> _at(partial, p + 1)) & _at(partial, p + 2)
+        while (
+            low > 0
+        ):  # from the highest on, each upon the last: the compiler makes vectors of sums, too long for one or two
+            low -= 1
+            code = 2 * code + ((np.int64(_at(codes, at + 8 * low)) >> bit) & 1)
+        at = _at(partial, p + 5) + code * width
+        if width == 1:
+            exact += _exactly(kind, _at(shifted, begin), _at(levels, at))
+        else:
+            for j in range(width):
+                exact += _exactly(kind, _at(shifted, begin + j), _at(levels, at + j))
     return total + (exact - bound)
 
 
@@ -542,6 +594,31 @@ class Codes(NamedTuple):
     numbers: np.ndarray
     n: np.ndarray
     first: np.ndarray
+
+
+@intrinsic
+def _lent(typingctx, array):
+    """The same array, its owner not counted: threads that count the same owners wait for each other. Whoever calls keeps it."""
+
+    def codegen(context, builder, sig, args):
+        lent = context.make_array(sig.args[0])(context, builder, args[0])
+        lent.meminfo = ir.Constant(lent.meminfo.type, None)
+        return lent._getvalue()
+
+    return array(array), codegen
+
+
+@njit(cache=True, nogil=True)
+def _lent_costs(costs):
+    w = costs.where
+    where = Columns(
+        _lent(w.bits), _lent(w.column), _lent(w.shift), _lent(w.top), _lent(w.plane), w.n_columns, w.n_planes
+    )
+    return Costs(
+        costs.kind, where, _lent(costs.levels), _lent(costs.start), _lent(costs.first), _lent(costs.term), _lent(costs.member),
+        _lent(costs.low), _lent(costs.high), _lent(costs.partial), _lent(costs.least_all), _lent(costs.most_all), costs.least,
+        costs.most, _lent(costs.queries), _lent(costs.origins),
+    )  # fmt: skip
 
 
 @intrinsic
@@ -582,13 +659,13 @@ def _sum_of(codes, at, up, f, n):
     """Σ F of a vector: four sums of every fourth column, in float32."""
     a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
     for g in range(n // 4):
-        i, p = 4 * g, at + 128 * g
-        a += f[i, (codes[p] >> up) & 15]
-        b += f[i + 1, (codes[p + 32] >> up) & 15]
-        c += f[i + 2, (codes[p + 64] >> up) & 15]
-        d += f[i + 3, (codes[p + 96] >> up) & 15]
+        i, p = 64 * g, at + 128 * g
+        a += _at(f, i + ((_at(codes, p) >> up) & 15))
+        b += _at(f, i + 16 + ((_at(codes, p + 32) >> up) & 15))
+        c += _at(f, i + 32 + ((_at(codes, p + 64) >> up) & 15))
+        d += _at(f, i + 48 + ((_at(codes, p + 96) >> up) & 15))
     for i in range(n // 4 * 4, n):
-        a += f[i, (codes[at + 32 * i] >> up) & 15]
+        a += _at(f, 16 * i + ((_at(codes, at + 32 * i) >> up) & 15))
     return (a + b) + (c + d)
 
 
@@ -602,48 +679,83 @@ def _highest(kind, least, most, worst, step, base, rest):
     return np.int64(min(max(room / step + 2.0, -1.0), 65535.0))
 
 
+@njit(cache=True, nogil=True, inline="always")  # a call would pass every array of `costs`
+def _cost(costs, codes, fine, block, i, shifted, f, rest, limit, worst):
+    """Cost of vector i of a block; one that is above the worst may be anything above."""
+    at = 32 * costs.where.n_columns * block
+    c = _sum_of(codes, at + i % 32, 4 * (i // 32), f, costs.where.n_columns) + rest
+    if costs.kind == COSINES:
+        if c > limit + np.float32(_ROUNDING) * (abs(limit) + abs(c)):
+            c = np.float32(np.inf)
+        else:
+            c = _cosine_of(costs, codes, fine, block, i, shifted)
+    elif c <= worst:
+        c = _refined(
+            costs.kind, costs.partial, costs.levels, costs.least_all, costs.most_all, codes, at,
+            fine + 8 * costs.where.n_planes * block, i, shifted, f, c, worst,
+        )  # fmt: skip
+    return c
+
+
 @njit(cache=True, nogil=True)
-def _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, made, cost, number):
-    """Reads blocks begin … end − 1 of 64 vectors. made: (step, base, rest)."""
-    columns_ = costs.where.n_columns
-    step, base, rest = made
-    flat, sums = table.reshape(-1), np.empty(64, np.uint16)
+def _seed(costs, codes, fine, n, end, numbers, dead, shifted, f, table, rest, sums, cost, number):
+    """Costs of those vectors of blocks 0 … end − 1 whose sums are least, as many as there is room for: a first limit."""
+    n_columns = costs.where.n_columns
+    for block in range(end):
+        _sum_block(codes, 32 * n_columns * block, table, 0, n_columns, sums)
+        mask = _at_most(sums, np.uint16(min(cost[0], np.float32(65535))))
+        while mask:
+            at = _lowest(mask)
+            mask &= mask - np.uint64(1)
+            place = 64 * block + _vector(at)
+            if place < n and not (dead.shape[0] and dead[numbers[place]]):
+                _push(cost, number, np.float32(sums[at]), place)
+    places, inf = number.copy(), np.float32(np.inf)
+    cost[:], number[:] = inf, -1
+    for place in places:
+        if place >= 0:
+            c = _cost(costs, codes, fine, place // 64, place % 64, shifted, f, rest, inf, inf)
+            _push(cost, number, c, numbers[place])
+
+
+@njit(cache=True, nogil=True)
+def _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, made, again, sums, cost, number):
+    """Reads blocks begin … end − 1 of 64 vectors. again: some of them may have been found already."""
+    n_columns = costs.where.n_columns
+    step, base, rest = made[0], made[1], made[2]
     highest = _highest(costs.kind, costs.least, costs.most, cost[0], step, base, rest)
     limit = _limit(costs.kind, costs.least, costs.most, cost[0])[1]
     for block in range(begin, end):
         if highest < 0:
             return
-        _sum_block(codes, 32 * columns_ * block, flat, 0, columns_, sums)
+        _sum_block(codes, 32 * n_columns * block, table, 0, n_columns, sums)
         mask = _at_most(sums, np.uint16(highest))
-        first = not cost[0] < np.inf
         while mask:
             at = _lowest(mask)
-            if first:  # all may be near: those of least sums give a limit that spares the others
-                for i in range(64):
-                    if mask >> np.uint64(i) & np.uint64(1) and sums[i] < sums[at]:
-                        at = i
-                if sums[at] > highest:
-                    break
+            mask &= mask - np.uint64(1)
             i = _vector(at)
-            mask &= ~(np.uint64(1) << np.uint64(at))
             place = 64 * block + i
-            if place >= n:
+            if place >= n or sums[at] > highest:
                 continue
             v = numbers[place]
             if dead.shape[0] and dead[v]:
                 continue
             worst = cost[0]
-            c = _sum_of(codes, 32 * columns_ * block + i % 32, 4 * (i // 32), f, columns_) + rest
-            if costs.kind == COSINES:
-                if c > limit + np.float32(_ROUNDING) * (abs(limit) + abs(c)):
-                    continue
-                c = _cosine_of(costs, codes, fine, block, i, shifted)
-            elif c <= worst:
-                c = _refined(costs, codes, fine, block, i, shifted, f, c, worst)
+            c = _cost(costs, codes, fine, block, i, shifted, f, rest, limit, worst)
+            if c > worst or (again and _holds(number, v)):
+                continue
             _push(cost, number, c, v)
             if cost[0] < worst:
                 limit = _limit(costs.kind, costs.least, costs.most, cost[0])[1]
                 highest = _highest(costs.kind, costs.least, costs.most, cost[0], step, base, rest)
+
+
+@njit(cache=True, nogil=True)
+def _holds(numbers, v):
+    found = False
+    for x in numbers:
+        found |= x == v
+    return found
 
 
 @njit(cache=True, nogil=True)
@@ -666,73 +778,84 @@ def _block(costs, where_codes, b):
 
 
 @njit(cache=True, nogil=True)
+def _read(costs, q, list_, part, begin, end, dead, scratch, cost, number):
+    """Blocks begin … end − 1 of a part for one query. part: see `_block`. scratch: see `_scratch`; `made` tells what tables were
+    made for, NaN where they were not."""
+    n, codes, numbers, fine = part
+    shifted, f, extents, table, made, sums = scratch
+    cost, number, dead = _lent(cost), _lent(number), _lent(dead)
+    if np.isnan(made[3]) or _worth(costs.kind, made[3], cost[0], made[1] + made[2]):
+        _prepare(costs, q, list_, cost[0], shifted, f, extents, table, made)
+    first = begin == 0 and not cost[0] < np.inf and number.max() < 0
+    if first:
+        _seed(costs, codes, fine, n, end, numbers, dead, shifted, f, table, made[2], sums, cost, number)
+        if cost[0] < np.inf:
+            _prepare(costs, q, list_, cost[0], shifted, f, extents, table, made)
+    _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, made, first, sums, cost, number)
+
+
+@njit(cache=True, nogil=True)
+def _scratch(costs, n):
+    """For n queries at a time: shifted, f, least entries of its columns and how far the others reach, table, made and sums."""
+    n_columns = costs.where.n_columns
+    return (
+        np.empty((n, 2, costs.queries.shape[1]), np.float32), np.empty((n, n_columns, 16), np.float32),
+        np.empty((n, 2, n_columns), np.float32), np.empty((n, n_columns, 16), np.uint8), np.empty((n, 4), np.float32),
+        np.empty(64, np.uint16),
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _of(scratch, i):
+    shifted, f, extents, table, made, sums = scratch
+    return _lent(shifted[i]), _lent(f[i]), _lent(extents[i]), _lent(table[i]), _lent(made[i]), _lent(sums)
+
+
+@njit(cache=True, nogil=True)
 def _all(counter, costs, where_codes, dead, cost, number):
     """Every query reads every block, some queries together."""
-    n_columns, n_queries = costs.where.n_columns, cost.shape[0]
-    r = costs.queries.shape[1]
-    f = np.empty((_TOGETHER, n_columns, 16), np.float32)
-    table = np.empty((_TOGETHER, n_columns, 16), np.uint8)
-    shifted = np.empty((_TOGETHER, 2, r), np.float32)
-    made = np.empty((_TOGETHER, 3), np.float32)
-    made_for = np.empty(_TOGETHER, np.float32)
-    most = max(1, _CACHED // max(1, 32 * n_columns))
+    costs, scratch = _lent_costs(costs), _scratch(costs, _TOGETHER)
+    n_queries, most = cost.shape[0], max(1, _CACHED // max(1, 32 * costs.where.n_columns))
     while True:
         start = take(counter, np.int64(_TOGETHER))
         if start >= n_queries:
             return
         several = min(_TOGETHER, n_queries - start)
-        made_for[:] = np.inf
-        fresh, piece = True, (cost.shape[1] + 63) // 64
+        scratch[4][:, 3] = np.nan
+        piece = _first_piece(cost.shape[1])
         for b in range(where_codes.n.shape[0]):
-            n, codes, numbers, fine = _block(costs, where_codes, b)
-            begin = 0
-            while begin < (n + 63) // 64:
-                end = min(begin + piece, (n + 63) // 64)
+            part, begin = _block(costs, where_codes, b), 0
+            while begin < (part[0] + 63) // 64:
+                end = min(begin + piece, (part[0] + 63) // 64)
                 for i in range(several):
                     q = start + i
-                    if fresh or _worth(costs.kind, made_for[i], cost[q, 0], made[i, 1] + made[i, 2]):
-                        _, made[i, 0], made[i, 1], made[i, 2] = _prepare(
-                            costs, q, 0, cost[q, 0], shifted[i], f[i], table[i]
-                        )
-                        made_for[i] = cost[q, 0]
-                    _scan(
-                        costs, codes, fine, n, begin, end, numbers, dead, shifted[i], f[i], table[i],
-                        (made[i, 0], made[i, 1], made[i, 2]), cost[q], number[q],
-                    )  # fmt: skip
-                fresh, begin, piece = False, end, min(4 * piece, most)
+                    _read(costs, q, 0, part, begin, end, dead, _of(scratch, i), cost[q], number[q])
+                begin, piece = end, min(4 * piece, most)
 
 
 @njit(cache=True, nogil=True)
-def _visit(costs, where_codes, list_, q, dead, shifted, f, table, cost, number):
-    """One query reads one list."""
-    made_for, made, fresh = np.float32(np.inf), (np.float32(1), np.float32(0), np.float32(0)), True
-    piece = 64 if cost[0] < np.inf else (cost.shape[0] + 63) // 64
-    for b in range(where_codes.first[list_], where_codes.first[list_ + 1]):
-        n, codes, numbers, fine = _block(costs, where_codes, b)
-        begin = 0
-        while begin < (n + 63) // 64:
-            if fresh or _worth(costs.kind, made_for, cost[0], made[1] + made[2]):
-                made_for = cost[0]
-                _, step, base, rest = _prepare(costs, q, list_, made_for, shifted, f, table)
-                made, fresh = (step, base, rest), False
-            end = min(begin + piece, (n + 63) // 64)
-            _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, made, cost, number)
-            begin, piece = end, min(2 * piece, 64)
+def _first_piece(k):
+    """Blocks among which to look for a first limit."""
+    return max(16, (4 * k + 63) // 64)
 
 
 @njit(cache=True, nogil=True)
 def _some(counter, costs, where_codes, share, query, list_, dead, cost, number):
     """Pairs of a query and a list, in shares of which no two have a query in common. share: int64 (n_shares + 1,)."""
-    n_columns = costs.where.n_columns
-    f, table = np.empty((n_columns, 16), np.float32), np.empty((n_columns, 16), np.uint8)
-    shifted = np.empty((2, costs.queries.shape[1]), np.float32)
+    costs, scratch = _lent_costs(costs), _scratch(costs, 1)
     while True:
         s = take(counter, np.int64(1))
         if s >= share.shape[0] - 1:
             return
         for p in range(share[s], share[s + 1]):
-            q = query[p]
-            _visit(costs, where_codes, list_[p], q, dead, shifted, f, table, cost[q], number[q])
+            q, found = query[p], list_[p]
+            scratch[4][0, 3] = np.nan
+            for b in range(where_codes.first[found], where_codes.first[found + 1]):
+                part, begin, piece = _block(costs, where_codes, b), 0, _first_piece(cost.shape[1])
+                while begin < (part[0] + 63) // 64:
+                    end = min(begin + piece, (part[0] + 63) // 64)
+                    _read(costs, q, found, part, begin, end, dead, _of(scratch, 0), cost[q], number[q])
+                    begin, piece = end, 64
 
 
 def neighbours(
@@ -835,7 +958,7 @@ def _costs_plain(costs: Costs, q: int, list_: int, index: np.ndarray) -> np.ndar
                 least[c] += cost(j, costs.low[t][nibble], costs.high[t][nibble])
                 exact[c] += cost(j, y[j], y[j])
     total = _by_columns(list(least), rest, n)
-    for c in dict.fromkeys(int(c) for c in where.column[costs.partial] if c >= 0):
+    for c in dict.fromkeys(int(c) for c in costs.partial[:, 0] if c >= 0):
         total = total + (exact[c] - least[c])
     for u, short in outside:
         total = total + short if where.bits[u] else total

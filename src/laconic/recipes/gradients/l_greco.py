@@ -19,7 +19,7 @@ def l_greco(
 ) -> GradientRecipe:
     """Every parameter has its own fraction, rank or number of levels: least bytes whose summed error is that of one for all.
 
-        min Σ_l bytes(l, c_l)   so that   Σ_l ‖G_l − C(G_l; c_l)‖² ≤ error · Σ_l ‖G_l − C(G_l; level)‖²
+        min Σ_l bytes(l, c_l)   so that   Σ_l ‖G_l − C(G_l; c_l)‖ ≤ error · Σ_l ‖G_l − C(G_l; level)‖
 
     family: "top-k", level a fraction (default .02), choices from a quarter to eight times as much; "low-rank", PowerSGD, a rank
     (4), from 1 to twice as much; "levels", uniform levels with entropy coding (7), from 3 to 31. G: the gradients of `window`
@@ -37,11 +37,11 @@ def l_greco(
     travels = "codes"
     if family == "top-k":
         level = level or 0.02
-        choices = tuple(min(level * f, 1.0) for f in (0.25, 0.35, 0.5, 0.7, 1.4, 2.0, 2.8, 4.0, 8.0))
+        choices = tuple(min(level * f, 1.0) for f in (0.5, 0.6, 0.7, 0.85, 1.2, 1.4, 1.7, 2.0))
         at = _top
     elif family == "low-rank":
         level = level or 4
-        choices = tuple(float(r) for r in range(1, int(2 * level) + 1))
+        choices = tuple(float(r) for r in range(max(1, int(level) // 2), int(2 * level) + 1))
         at, travels = _low, "factors"
     else:
         level = level or 7

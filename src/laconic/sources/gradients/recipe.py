@@ -18,7 +18,7 @@ class Plan:
     """How the level of every parameter is chosen, and chosen anew while training (L-GreCo).
 
     levels: to choose from. every: steps between plans. window: steps whose gradients are summed for it. error: the summed
-    squared error that is allowed, over that of the recipe's own level everywhere.
+    error that is allowed, over that of the recipe's own level everywhere.
     """
 
     levels: tuple[float, ...]
