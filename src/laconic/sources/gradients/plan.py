@@ -24,8 +24,8 @@ def choose(totals: Sequence[Tensor], recipe: GradientRecipe) -> Work[list[float]
         min Σ_l bytes(l, c_l)   so that   Σ_l error(l, c_l) ≤ a Σ_l error(l, uniform)
 
     error: ‖G − C(G)‖ of the gradients summed over a window. (Squared errors, which would add up, leave all to the few parameters
-    of great gradients: at the same sum Adam's loss is then 5 % higher where with norms it is the same.) The tables are averaged over the ranks, which then solve the same
-    programme; on the wire: 8 bytes a parameter and level.
+    of great gradients: at the same sum Adam's loss is then 5 % higher where with norms it is the same.) The tables are averaged
+    over the ranks, which then solve the same programme; on the wire: 8 bytes a parameter and level.
 
     Source: Markov et al. 2024, L-GreCo (2210.17357), Alg. 1, with its 10,000 cells of error. Differs: every rank has a say, not
     the first one alone.
