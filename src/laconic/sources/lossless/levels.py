@@ -6,8 +6,6 @@ import lzma
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from ...core.errors import BadConfig, CorruptStream
 from ...core.stage import Stage
 from ...core.wire import Reader, read_sections, write_sections
@@ -87,18 +85,18 @@ def _filters(chosen: Level) -> list[dict[str, int]]:
     return [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << chosen.block_bits}]
 
 
-def _zstd(setting: int, n_bytes: int, noisy: bool, dictionary: bytes | None) -> zstandard.ZstdCompressor:
+def _zstd(setting: int, n_bytes: int, repeats: bool, dictionary: bytes | None) -> zstandard.ZstdCompressor:
     """A frame without magic, size and checksum, which blocks have themselves.
 
-    At 3 a greedy search of eight candidates instead of zstd's two tables of one: 1 to 6 % smaller at half the speed; but not
-    on numbers and the like, where most searches find nothing.
+    At 3 tables twice as large as zstd's, and five bytes for a match whatever the length: 0 to 2 % smaller at about the speed;
+    but not on numbers and the like, where most searches find nothing.
     """
     import zstandard
 
-    changed = {"strategy": zstandard.STRATEGY_GREEDY, "search_log": 3, "hash_log": 18, "chain_log": 17}
+    changed = {"strategy": zstandard.STRATEGY_DFAST, "min_match": 5, "hash_log": 18, "chain_log": 17}
     parameters = zstandard.ZstdCompressionParameters.from_level(
         setting, source_size=n_bytes, dict_size=len(dictionary or b""), format=zstandard.FORMAT_ZSTD1_MAGICLESS,
-        write_content_size=0, write_dict_id=0, **(changed if setting == 3 and not noisy else {}),
+        write_content_size=0, write_dict_id=0, **(changed if setting == 3 and repeats else {}),
     )  # fmt: skip
     given = None if dictionary is None else zstandard.ZstdCompressionDict(dictionary)
     return zstandard.ZstdCompressor(compression_params=parameters, dict_data=given)
@@ -119,11 +117,13 @@ def _unzstd(payload: bytes, n_bytes: int, dictionary: bytes | None) -> bytes:
         raise CorruptStream(f"a block that does not unpack: {e}") from None
 
 
-def _noisy(raw: bytes) -> bool:
-    """Whether the bytes of samples are so many kinds that little of them can repeat."""
-    counts = np.bincount(np.frombuffer(raw, np.uint8)[:: 1 + (len(raw) >> 14)], minlength=256)
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log2(p)).sum()) > 6.5
+def _repeats(raw: bytes) -> bool:
+    """Whether a sample has repetitions to speak of, which numbers have not: by DEFLATE with and without its search."""
+    middle = len(raw) // 2
+    sample = raw[middle : middle + _SAMPLE // 2]
+    coders = [zlib.compressobj(1, wbits=-15, strategy=s) for s in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)]
+    searched, unsearched = (len(c.compress(sample) + c.flush()) for c in coders)
+    return searched < 0.98 * unsearched
 
 
 def _hopeless(raw: bytes) -> bool:
@@ -144,7 +144,7 @@ def encode_block(raw: bytes, n: int, dictionary: bytes | None = None) -> tuple[i
     if method != ZSTD and _hopeless(raw):  # zstd finds out by itself, and sooner
         return STORED, raw
     if method == ZSTD:
-        payload = _zstd(chosen.setting, len(raw), _noisy(raw), dictionary).compress(raw)
+        payload = _zstd(chosen.setting, len(raw), _repeats(raw), dictionary).compress(raw)
     elif method == LZMA:
         payload = lzma.compress(raw, lzma.FORMAT_RAW, filters=_filters(chosen))
     else:

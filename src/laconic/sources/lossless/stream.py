@@ -74,12 +74,11 @@ def _threads(threads: int) -> int:
     return threads
 
 
-def _coded(raw: bytes, n: int, dictionary: bytes | None) -> tuple[bytes, bytes]:
-    """A block on the wire, and its checksum."""
+def _coded(raw: bytes, n: int, dictionary: bytes | None) -> tuple[bytes, bytes, bytes]:
+    """A block on the wire: its head, its payload, its checksum."""
     method, payload = encode_block(raw, n, dictionary)
     head = _head(method, len(raw), len(payload))
-    check = _check(head, payload, raw)
-    return head + payload + check, check
+    return head, payload, _check(head, payload, raw)
 
 
 def _plain(block: Block) -> bytes:
@@ -103,7 +102,7 @@ class Writer(io.RawIOBase):
         self._dictionary = dictionary
         self._out, self._level, self._room = out, level, 1 << chosen.block_bits
         self._pool = ThreadPoolExecutor(threads, "laconic") if _threads(threads) > 1 else None
-        self._ahead, self._flying = threads + 1, deque[Future[tuple[bytes, bytes]]]()
+        self._ahead, self._flying = threads + 1, deque[Future[tuple[bytes, bytes, bytes]]]()
         self._held, self._n_bytes, self._digest = bytearray(), 0, xxhash.xxh32()
         head = MAGIC + bytes([VERSION if dictionary is None else WITH_DICTIONARY, level, chosen.block_bits])
         out.write(head + _check(head, dictionary or b"", of=xxhash.xxh32))
@@ -117,15 +116,21 @@ class Writer(io.RawIOBase):
         at = 0
         while at < len(view):
             n = min(self._room - len(self._held), len(view) - at)
-            self._held += view[at : at + n]
-            at += n
+            part, at = view[at : at + n], at + n
+            if n == self._room:
+                self._send(bytes(part))
+                continue
+            self._held += part
             if len(self._held) == self._room:
-                self._send()
+                self._send_held()
         return len(view)
 
-    def _send(self) -> None:
+    def _send_held(self) -> None:
         raw = bytes(self._held)
         self._held.clear()
+        self._send(raw)
+
+    def _send(self, raw: bytes) -> None:
         self._n_bytes += len(raw)
         if self._pool is None:
             return self._put(*_coded(raw, self._level, self._dictionary))
@@ -133,8 +138,9 @@ class Writer(io.RawIOBase):
         while len(self._flying) > self._ahead:
             self._put(*self._flying.popleft().result())
 
-    def _put(self, data: bytes, check: bytes) -> None:
-        self._out.write(data)
+    def _put(self, head: bytes, payload: bytes, check: bytes) -> None:
+        for part in (head, payload, check):
+            self._out.write(part)
         self._digest.update(check)
 
     def close(self) -> None:
@@ -143,7 +149,7 @@ class Writer(io.RawIOBase):
             return
         try:
             if self._held:
-                self._send()
+                self._send_held()
             while self._flying:
                 self._put(*self._flying.popleft().result())
             end = _head(END, self._n_bytes)
@@ -162,7 +168,7 @@ class Writer(io.RawIOBase):
 
 
 class _Wire(Numbers):
-    """Reads a stream forward; knows nothing of its length."""
+    """Reads a stream forward; knows nothing of its length. What is taken at once is limited by whoever asks."""
 
     def __init__(self, source: IO[bytes]) -> None:
         self._source, self.at = source, 0
@@ -170,13 +176,13 @@ class _Wire(Numbers):
     def take(self, n: int) -> bytes:
         parts, left = [], n
         while left:
-            part = self._source.read(min(left, 1 << 20))  # what is there is read, not what is announced
+            part = self._source.read(left)
             if not part:
                 raise CorruptStream(f"the stream ends at byte {self.at:,}, {left:,} before it should")
             parts.append(part)
             left -= len(part)
             self.at += len(part)
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def ended(self) -> bytes:
         """The next byte, or nothing at the end."""
