@@ -12,7 +12,7 @@ from torch import Tensor
 from ...allocate import dynamic_programme
 from ...core.stage import Stage
 from .collective import Mean, Work
-from .exchange import decode, encode, matrix
+from .exchange import LEAST, decode, encode, matrix
 from .recipe import GradientRecipe
 
 CELLS = 10_000  # in which the dynamic programme counts error
@@ -23,17 +23,20 @@ def choose(totals: Sequence[Tensor], recipe: GradientRecipe) -> Work[list[float]
 
         min Σ_l bytes(l, c_l)   so that   Σ_l error(l, c_l) ≤ a Σ_l error(l, uniform)
 
-    error: ‖G − C(G)‖ of the gradients summed over a window. (Squared errors, which would add up, leave all to the few parameters
-    of great gradients: at the same sum Adam's loss is then 5 % higher where with norms it is the same.) The tables are averaged
-    over the ranks, which then solve the same programme; on the wire: 8 bytes a parameter and level.
+    error: ‖G − C(G)‖ of the gradients summed over a window, over ‖G‖ where the plan is `relative`. The tables are averaged over
+    the ranks, which then solve the same programme; on the wire: 8 bytes a parameter and level.
 
-    Source: Markov et al. 2024, L-GreCo (2210.17357), Alg. 1, with its 10,000 cells of error. Differs: every rank has a say, not
-    the first one alone.
+    Source: Markov et al. 2024, L-GreCo (2210.17357), Alg. 1, with its 10,000 cells of error. Differs: relative errors, where
+    the paper's are those of gradients as they are; every rank has a say, not the first one alone.
     """
     assert recipe.plan is not None
     levels = [*recipe.plan.levels, recipe.level]  # the last is the uniform one, and always possible
     measure = _measure_factors if recipe.travels == "factors" else _measure_codes
-    table = torch.tensor([measure(t, levels, recipe.at) for t in totals], dtype=torch.float32)  # (n, levels, 2)
+    units = [max(float(t.norm()), LEAST) if recipe.plan.relative else 1.0 for t in totals]
+    measured = [
+        [(n, e / unit) for n, e in measure(t, levels, recipe.at)] for t, unit in zip(totals, units, strict=True)
+    ]
+    table = torch.tensor(measured, dtype=torch.float32)  # (n, levels, 2)
     mean = yield Mean(table.reshape(-1))
     sizes, errors = mean.reshape(table.shape).double().numpy().transpose(2, 0, 1)
     budget = recipe.plan.error * float(errors[:, -1].sum())

@@ -18,13 +18,15 @@ class Plan:
     """How the level of every parameter is chosen, and chosen anew while training (L-GreCo).
 
     levels: to choose from. every: steps between plans. window: steps whose gradients are summed for it. error: the summed
-    error that is allowed, over that of the recipe's own level everywhere.
+    error that is allowed, over that of the recipe's own level everywhere. relative: errors are shares of the gradients' norms,
+    for optimizers like Adam, whose steps do not depend on these.
     """
 
     levels: tuple[float, ...]
     every: int = 100
     window: int = 10
     error: float = 1.0
+    relative: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.window <= self.every / 2 or not self.levels or not 0 < self.error:
