@@ -239,6 +239,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+@cache
 def load(target: str) -> Any:
     """Import "module:name"."""
     module, _, name = target.partition(":")

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -117,12 +118,12 @@ class Part:
     @classmethod
     def learned_fields(cls) -> list[tuple[str, Leaf]]:
         """The learned arrays that this class declares."""
-        return [(f.name, f.metadata["learned"]) for f in dataclasses.fields(cls) if "learned" in f.metadata]
+        return _fields(cls)[0]  # type: ignore[arg-type]
 
     @classmethod
     def config_fields(cls) -> list[str]:
         """Names of the fields that are configuration."""
-        return [f.name for f in dataclasses.fields(cls) if not f.metadata]
+        return _fields(cls)[1]  # type: ignore[arg-type]
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         """Nested parts in field order, tuples numbered: `("codebook", …)`, `("stages.0", …)`."""
@@ -155,6 +156,13 @@ class Part:
             else:
                 changes[name] = part.with_arrays(below)
         return self.replace(**changes) if changes else self
+
+
+@cache
+def _fields(cls: type[Part]) -> tuple[list[tuple[str, Leaf]], list[str]]:
+    fields = dataclasses.fields(cls)
+    learned_ = [(f.name, f.metadata["learned"]) for f in fields if "learned" in f.metadata]
+    return learned_, [f.name for f in fields if not f.metadata]
 
 
 @dataclass(frozen=True)
