@@ -169,3 +169,14 @@ def test_onebit_adam_skips_together_and_refuses_other_parameters() -> None:
     other = OneBitAdam([nn.Parameter(torch.ones(20, 4))])
     with pytest.raises(laconic.ModelMismatch, match="parameter 0"):
         other.load_state_dict(ours[0].state_dict())
+
+
+def test_a_rank_that_shrinks_keeps_the_longest_columns() -> None:
+    from laconic.sources.gradients.exchange import _start
+    from laconic.sources.gradients.memory import Memory
+
+    m, memory = torch.zeros(5, 4), Memory((5, 4))
+    memory.factor = torch.eye(4)[:, :3] * torch.tensor([1.0, 5.0, 3.0])
+    assert torch.equal(_start(m, 2, memory, "w", 0), memory.factor[:, 1:])
+    assert torch.equal(_start(m, 3, memory, "w", 0), memory.factor)
+    assert torch.equal(_start(m, 4, memory, "w", 0)[:, :3], memory.factor)

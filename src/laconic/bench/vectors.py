@@ -59,7 +59,7 @@ class Data(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Of one code on one set. error: mean 1 − cos². mse: squared error over the variance."""
+    """Of one code on one set. error: mean 1 − cos². mse: squared error over the variance. shared: bytes of what was learned."""
 
     name: str
     bits: float
@@ -68,6 +68,7 @@ class Point(NamedTuple):
     mse: float
     train_s: float
     encode_s: float
+    shared: int
 
 
 def sift(n_queries: int = 1000) -> Data:
@@ -114,7 +115,7 @@ def _errors(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return float((1 - dots / powers).mean()), float(np.square(x - y, dtype=np.float64).sum() / centred)
 
 
-def ours(data: Data, recipe: str, bits: float, **settings: Any) -> tuple[Point, Index]:
+def ours(data: Data, recipe: str, bits: float, **settings: Any) -> Point:
     """An index of ours, learned and filled."""
     index = Index(data.base.shape[1], "l2", recipe, bits, **settings)
     start = time.perf_counter()
@@ -124,7 +125,8 @@ def ours(data: Data, recipe: str, bits: float, **settings: Any) -> tuple[Point, 
     added = time.perf_counter()
     found = index.search(data.queries, K + data.itself)[1]
     errors = _errors(data.base, index.reconstruct(index.ids()))
-    return Point(recipe, index.bits_per_dim, _recall(data, found), *errors, trained - start, added - trained), index
+    seconds = trained - start, added - trained
+    return Point(recipe, index.bits_per_dim, _recall(data, found), *errors, *seconds, index.model_bytes)
 
 
 def peer(data: Data, spec: str) -> Point | None:
@@ -145,7 +147,8 @@ def peer(data: Data, spec: str) -> Point | None:
     found = code.search(data.queries, K + data.itself)[1]
     errors = _errors(data.base, code.sa_decode(code.sa_encode(data.base)))
     bits = 8 * code.sa_code_size() / d
-    return Point(spec, bits, _recall(data, found), *errors, trained - start, added - trained)
+    shared = len(faiss.serialize_index(code)) - code.ntotal * code.sa_code_size()
+    return Point(spec, bits, _recall(data, found), *errors, trained - start, added - trained, shared)
 
 
 def _beside(data: Data, peers: dict[int, tuple[str, ...]]) -> Iterator[Row]:
@@ -158,61 +161,68 @@ def _beside(data: Data, peers: dict[int, tuple[str, ...]]) -> Iterator[Row]:
         if not points:
             continue
         best, least = max(points, key=lambda p: p.recall), min(points, key=lambda p: p.error)
-        found = [_within(data, r, bits) for r in (OURS if data.base.shape[1] <= 128 else OURS[:WIDE])]
-        for point, model in (f for f in found if f is not None):
+        tried = [_within(data, r, bits) for r in (OURS if data.base.shape[1] <= 128 else OURS[:WIDE])]
+        found = [p for p in tried if p is not None]
+        for point in found:
             name = f"{data.name}, {point.name}, {point.bits:.3f} bits"
             yield Row(f"{name}: recall@10", point.recall, "share", f"faiss {best.name}", best.recall)
             yield Row(f"{name}: 1 − cos²", point.error, "", f"faiss {least.name}", least.error)
             yield Row(f"{name}: training", point.train_s, "s", f"faiss {best.name}", best.train_s)
             yield Row(f"{name}: encoding", 1e6 * point.encode_s / len(data.base), "µs/vector")
-            yield Row(f"{name}: learned, shared by all vectors", model, "bytes")
+            yield Row(
+                f"{name}: learned, shared by all vectors", point.shared, "bytes", f"faiss {best.name}", best.shared
+            )
         for theirs in (p for p in points if p.name.startswith("OPQ")):
-            for mine in (f[0] for f in found if f is not None and f[0].name == "klt-levels"):
+            for mine in (p for p in found if p.name == "klt-levels"):
                 yield Row(f"{data.name}, {bits} bits: training of klt-levels over that of faiss {theirs.name}",
                           mine.train_s / theirs.train_s, "×", target=("<=", 0.1))  # fmt: skip
-        top = max((f[0] for f in found if f is not None), key=lambda p: p.recall)
-        low = min((f[0] for f in found if f is not None), key=lambda p: p.error)
+        top = max(found, key=lambda p: p.recall)
+        low = min(found, key=lambda p: p.error)
         yield Row(f"{data.name}, {bits} bits: recall@10 less the best of faiss's ({top.name}, {best.name})",
                   top.recall - best.recall, "share", target=(">=", 0.0001))  # fmt: skip
         yield Row(f"{data.name}, {bits} bits: 1 − cos² over the best of faiss's ({low.name}, {least.name})",
                   low.error / least.error, "×", target=("<=", 0.5) if bits > 1 else None)  # fmt: skip
         every = {recipe: stored_at(data, recipe, least.mse) for recipe in STORED}
-        for recipe, stored in every.items():
+        for recipe, (stored, _) in every.items():
             yield Row(f"{data.name}: stored bits of {recipe} at the squared error of faiss {least.name}, {least.bits:.2f} bits",
                       stored, "bits", f"faiss {least.name}", least.bits)  # fmt: skip
-        stored = min(every.values())
-        yield Row(f"{data.name}: stored bytes over faiss {least.name}'s at equal squared error", stored / least.bits, "×",
+        stored, shared = min(every.values())
+        yield Row(f"{data.name}: stored codes over faiss {least.name}'s at equal squared error", stored / least.bits, "×",
                   target=("<=", 0.7))  # fmt: skip
+        mine, theirs = (b * data.base.size / 8 + more for b, more in ((stored, shared), (least.bits, least.shared)))
+        yield Row(f"{data.name}: stored bytes over faiss {least.name}'s at equal squared error, with what was learned",
+                  mine / theirs, "×", f"faiss {least.name}, kB", theirs / 1e3, ("<=", 0.7))  # fmt: skip
 
 
-def _within(data: Data, recipe: str, bits: float) -> tuple[Point, int] | None:
+def _within(data: Data, recipe: str, bits: float) -> Point | None:
     """A recipe at the highest rate found that keeps to `bits` true bits on the base; None where it has none."""
     from ..core.errors import CodecError
 
     asked = float(bits)
     for _ in range(4):
         try:
-            point, index = ours(data, recipe, asked)
+            point = ours(data, recipe, asked)
         except CodecError:
             return None
         if point.bits <= bits:
-            return point, index.model_bytes
+            return point
         asked -= max(1.05 * (point.bits - bits), 0.002)
     return None
 
 
-def stored_at(data: Data, recipe: str, mse: float) -> float:
-    """Bits a coordinate of a recipe where its squared error is that asked for, between two rates (log error is straight)."""
+def stored_at(data: Data, recipe: str, mse: float) -> tuple[float, int]:
+    """Bits a coordinate of a recipe where its squared error is that asked for, between two rates (log error is straight), and
+    bytes of what was learned."""
     low, high = 0.5, 4.5
     points = []
     for _ in range(4):
         bits = (low + high) / 2 if len(points) < 2 else _meets(points, mse)
-        point, _ = ours(data, recipe, min(max(bits, 0.3), 7.0))
+        point = ours(data, recipe, min(max(bits, 0.3), 7.0))
         points.append(point)
         if abs(np.log2(point.mse / mse)) < 0.02:
             break
         low, high = (low, bits) if point.mse < mse else (bits, high)
-    return _meets(points, mse)
+    return _meets(points, mse), points[-1].shared
 
 
 def _meets(points: list[Point], mse: float) -> float:

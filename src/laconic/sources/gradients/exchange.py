@@ -218,10 +218,11 @@ def add_codes(codec: Stage, rank: int) -> Sum:
 
 
 def _start(m: Tensor, rank: int, memory: Memory, name: str, seed: int) -> Tensor:
-    """Q to begin with: the last one, cut or filled up with normal columns that all ranks draw alike."""
+    """Q to begin with: the last one, cut to its longest columns or filled up with normal ones that all ranks draw alike."""
     before = memory.factor
     if before is not None and before.shape[1] >= rank:
-        return before[:, :rank]
+        longest = before.norm(dim=0).argsort(descending=True, stable=True)[:rank]
+        return before[:, longest.sort().values]
     g = torch.Generator().manual_seed(zlib.crc32(name.encode()) + (seed << 32))
     fresh = torch.randn(m.shape[1], rank, generator=g).to(m)
     return fresh if before is None else torch.cat([before, fresh[:, before.shape[1] :]], 1)
