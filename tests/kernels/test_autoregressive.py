@@ -52,8 +52,11 @@ def test_codes_there_and_back(lam: float) -> None:
     code = ar.encode(chosen)
     assert len(code) < ar.bits_of(chosen).sum() / 8 + 8
     with decode_budget(1 << 20):
-        q, p, m = ar.decode(code, laws, len(chosen.q))
-    assert (q == chosen.q).all() and (p == chosen.p).all() and (m == chosen.m).all()
+        q, way, octave = ar.decode(code, laws, len(chosen.q))
+    assert (q == chosen.q).all() and (
+        way == np.clip(chosen.p - chosen.q.astype(np.int64) * ar.ONE, -ar.ONE, ar.ONE)
+    ).all()
+    assert (octave == [[int(m).bit_length() for m in row] for row in chosen.m]).all()
 
 
 def test_a_bit_is_worth_what_lam_says() -> None:

@@ -41,14 +41,14 @@ def test_tables_and_sums(n: int) -> None:
             np.testing.assert_array_equal(sums, block_sums_plain(codes, block, made))
 
 
-def data(bits: list[int], seed: int = 0):  # type: ignore[no-untyped-def]
+def data(bits: list[int], seed: int = 0, sizes: tuple[int, ...] = SIZES):  # type: ignore[no-untyped-def]
     """Levels, blocks in two lists, and what keeps them in memory."""
     rng = np.random.default_rng(seed)
     where = columns(np.array(bits, np.uint8))
     levels = [np.sort(rng.standard_normal(1 << b)).astype(np.float32) / (1 + j) for j, b in enumerate(bits)]
-    names = rng.permutation(sum(SIZES)).astype(np.int64)
+    names = rng.permutation(sum(sizes)).astype(np.int64)
     blocks, at = [], 0
-    for i, n in enumerate(SIZES):
+    for i, n in enumerate(sizes):
         index = rng.integers(0, 1 << where.bits.astype(int), (n, len(bits)), np.int64).astype(np.uint8)
         index[n // 2 :] = index[: n - n // 2]  # duplicates
         blocks.append((i // 2, pack_columns(index, where), names[at : at + n].copy()))
@@ -85,6 +85,28 @@ def test_neighbours_are_those_of_all_costs(bits: list[int], kind: int) -> None:
                 fast = found(costs, mine, k, dead=skip, threads=threads, **given)
                 np.testing.assert_array_equal(fast[0], plain[0])
                 np.testing.assert_array_equal(fast[1], plain[1])
+
+
+@pytest.mark.parametrize("kind", [SQUARES, PRODUCTS, COSINES])
+@pytest.mark.parametrize("gone", [0, 1100, 2600])
+def test_parts_of_several_pieces(kind: int, gone: int) -> None:
+    """The first piece gives a limit to the others; also where it, or its whole part, is dead."""
+    sizes = (2600, 40, 2500, 1)
+    where, levels, blocks = data([5, 4, 4, 3, 2, 2, 1], 4, sizes)
+    rng = np.random.default_rng(5)
+    queries = rng.standard_normal((3, 7)).astype(np.float32)
+    dead = np.zeros(sum(sizes), bool)
+    dead[blocks[0][2][:gone]] = True
+    for lists in (False, True):
+        origins = rng.standard_normal((2 if lists else 1, 7)).astype(np.float32) / 2
+        costs = costs_of(kind, where, levels, queries, origins, (0.0, 1e4))
+        near = np.tile(np.arange(2 if lists else 1), (3, 1))
+        mine = blocks if lists else [(0, *b[1:]) for b in blocks]
+        for k in (10, 400):
+            fast = found(costs, mine, k, dead=dead, **({"near": near} if lists else {}))
+            plain = neighbours_plain(costs, mine, k, near, dead)
+            np.testing.assert_array_equal(fast[0], plain[0])
+            np.testing.assert_array_equal(fast[1], plain[1])
 
 
 @pytest.mark.parametrize("bits", [[4] * 21, [8, 8, 6], [5, 3, 2, 0, 8]])

@@ -98,3 +98,12 @@ def test_damaged_laws_are_refused(what: str) -> None:
     }[what]
     with pytest.raises(CorruptStream), decode_budget(1 << 24):
         stage.replace(**broken).decode(data, side)
+
+
+def test_decoding_keeps_to_what_packets_may_use() -> None:
+    """16 bytes a value, however many there are."""
+    x = rows(12_000)
+    stage = Autoregressive(bits=2.0).fit(x[:3000])
+    data, side = stage.encode(x)
+    with decode_budget(16 * x.numel()):
+        assert stage.decode(data, side).shape == x.shape

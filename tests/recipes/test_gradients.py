@@ -62,6 +62,19 @@ def test_a_plan_keeps_the_error_and_saves_bytes(family: str, relative: bool) -> 
     assert size["one"] > least * size["plan"]
 
 
+def test_errors_are_relative_but_for_low_rank() -> None:
+    assert {f: l_greco(f).plan.relative for f in ("top-k", "low-rank", "levels")} == {
+        "top-k": True, "low-rank": False, "levels": True,
+    }  # fmt: skip
+
+
+def test_a_parameter_without_gradient_in_the_window_takes_part_in_a_plan() -> None:
+    recipe, totals = l_greco("top-k"), heterogeneous(0)
+    totals[2] = torch.zeros_like(totals[2])
+    (levels,) = run_together([choose(totals, recipe)], [Traffic()])
+    assert len(levels) == len(totals) and min(levels) < recipe.level
+
+
 def test_a_plan_is_the_best_there_is() -> None:
     """Against all choices for four layers, up to the 10,000 cells in which errors are counted."""
     recipe, totals = l_greco("low-rank", level=3), heterogeneous(1)[:4]

@@ -28,7 +28,7 @@ FLAT = (
     ("pq", 2.0, {"index_bits": 4}, N // 10, ("PQ64x4fs",), None),
 )
 LISTED_BITS = 4.0  # true ones, blocks filled up to 64 vectors in every list included
-LISTED = ("SQ4", "RaBitQ3", "PQ192x8")  # of up to four
+LISTED = ("SQ4", "RaBitQ3")  # of up to four; a PQ192x8 learns for a minute and is looked up ten times more slowly
 
 
 def clustered(n: int = N, d: int = DIM, seed: int = 0) -> np.ndarray:
@@ -129,10 +129,15 @@ def queries(base: np.ndarray, asked: np.ndarray, truth: np.ndarray) -> Iterator[
             yield Row(f"{made.name}: queries a second", rate, "1/s", "recall@10", made.recall)
             if made.recall >= RECALL and rate > best.get(mine, (0.0, made))[0]:
                 best[mine] = rate, made
-    if len(best) == 2:
-        mine_s, theirs_s = ratio(best[True][1].search, best[False][1].search, 9)
-        yield Row(f"{best[True][1].name}: queries a second over the best of faiss's that reaches recall {RECALL}",
-                  theirs_s / mine_s, "×", best[False][1].name, len(asked) / theirs_s, target=(">=", 2.0))  # fmt: skip
+    if False not in best:
+        return
+    if True not in best:
+        yield Row(f"lists, klt-levels: queries a second at recall {RECALL}, which no number of lists reaches", 0.0, "×",
+                  best[False][1].name, best[False][0], target=(">=", 2.0))  # fmt: skip
+        return
+    mine_s, theirs_s = ratio(best[True][1].search, best[False][1].search, 9)
+    yield Row(f"{best[True][1].name}: queries a second over the best of faiss's that reaches recall {RECALL}", theirs_s / mine_s,
+              "×", best[False][1].name, len(asked) / theirs_s, target=(">=", 2.0))  # fmt: skip
 
 
 def _ours(base: np.ndarray, asked: np.ndarray, n: int, recall: Callable[[np.ndarray], float]) -> Listed:

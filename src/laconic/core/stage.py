@@ -116,12 +116,12 @@ class Part:
         return dataclasses.replace(self, **changes)
 
     @classmethod
-    def learned_fields(cls) -> list[tuple[str, Leaf]]:
+    def learned_fields(cls) -> tuple[tuple[str, Leaf], ...]:
         """The learned arrays that this class declares."""
         return _fields(cls)[0]  # type: ignore[arg-type]
 
     @classmethod
-    def config_fields(cls) -> list[str]:
+    def config_fields(cls) -> tuple[str, ...]:
         """Names of the fields that are configuration."""
         return _fields(cls)[1]  # type: ignore[arg-type]
 
@@ -159,10 +159,10 @@ class Part:
 
 
 @cache
-def _fields(cls: type[Part]) -> tuple[list[tuple[str, Leaf]], list[str]]:
+def _fields(cls: type[Part]) -> tuple[tuple[tuple[str, Leaf], ...], tuple[str, ...]]:
     fields = dataclasses.fields(cls)
-    learned_ = [(f.name, f.metadata["learned"]) for f in fields if "learned" in f.metadata]
-    return learned_, [f.name for f in fields if not f.metadata]
+    learned_ = tuple((f.name, f.metadata["learned"]) for f in fields if "learned" in f.metadata)
+    return learned_, tuple(f.name for f in fields if not f.metadata)
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def _encode(q, begin, freq, out):
 
 
 @njit(cache=True, nogil=True)
-def _decode(data, laws, q, p_out, m_out):
+def _decode(data, laws, q, way, octave):
     n, d = q.shape
     p, m = np.empty(d, np.float64), np.empty(d, np.float64)
     code, width, at = start(data)
@@ -178,7 +178,8 @@ def _decode(data, laws, q, p_out, m_out):
                         z, end = k, here
                 k = a
                 code, width, at = decode_interval(code, width, at, data, first, end - first, _SLOTS)
-            q[i, j], p_out[i, j], m_out[i, j] = k, whole, size
+            q[i, j], way[i, j] = k, min(max(whole - k * ONE, -ONE), ONE)
+            octave[i, j] = math.frexp(np.float64(size))[1]
             _add(laws.mean, laws.spread, j, np.float64(k), np.float64(abs(k - laws.centre[j])), p, m)
         if at > data.shape[0] + 64:
             return False
@@ -224,13 +225,17 @@ def encode(chosen: Chosen) -> np.ndarray:
 
 
 def decode(data: np.ndarray, laws: Laws, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """q int32, p, m int64, each (n, d), from a code (uint8). Raises CorruptStream where it does not end as codes do."""
+    """q int32, the way from it to p int16, and the octave of m uint8, each (n, d), from a code (uint8).
+
+    The way is in 2^-12 steps and ends at one step; m is below 2^octave, and not below half of it.
+    Raises CorruptStream where the code does not end as codes do.
+    """
     d = len(laws.low)
-    claim(20 * n * d, "integers of vectors")
-    q, p, m = np.empty((n, d), np.int32), np.empty((n, d), np.int64), np.empty((n, d), np.int64)
-    if not _decode(data, laws, q, p, m):
+    claim(7 * n * d, "integers of vectors")
+    q, way, octave = np.empty((n, d), np.int32), np.empty((n, d), np.int16), np.empty((n, d), np.uint8)
+    if not _decode(data, laws, q, way, octave):
         raise CorruptStream("a code of vectors is damaged: it does not end where its vectors do")
-    return q, p, m
+    return q, way, octave
 
 
 def laws_plain(q: np.ndarray, laws: Laws) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -7,7 +7,8 @@ true cost (equal to it where the columns hold all of its bits). The scan adds up
     Σ_c t_c[code_c] · step + Σ_c min F_c  ≤  Σ_c F_c[code_c]  ≤  true cost
 
 so a vector whose sum is above (worst of the k nearest so far − Σ min F) / step is not among the k nearest, and is left where it
-is; all others are costed exactly, at once, while their codes are at hand. The result is that of costing all: a step that is too
+is; all others are costed exactly, at once, while their codes are at hand. Where there is no worst yet, the k vectors of least
+sums among the first thousand are costed before the others: `_seed`. The result is that of costing all: a step that is too
 coarse costs time, never a neighbour. With L steps below the limit rounding loses C / 2L of it for C columns, and capping what
 passes caps; `_STEPS` a column weighs them. Tables are made anew when the limit has fallen by a quarter.
 
@@ -16,7 +17,7 @@ bits, and then even and odd vectors apart in 16.
 
 Source: André, Kermarrec & Le Scouarnec, "Cache locality is not enough: high-performance nearest neighbor search with product
 quantization fast scan", VLDB 2015 (tables in registers, a bound from the neighbours so far). Differs: sums of 16 bits, caps by
-columns, coordinates of unlike bits, several to a column, and neighbours costed as they come.
+columns, coordinates of unlike bits, several to a column, neighbours costed as they come, and seeds.
 """
 
 from itertools import chain
@@ -161,19 +162,24 @@ def tables(f, limit, out):
 
     limit: may be infinite. The step is what makes nothing need a cap, or less, `_STEPS` · C of them below the limit.
     """
-    n = f.shape[0]
-    low, reach, base = np.empty(n, np.float32), np.empty(n, np.float32), np.float32(0)
-    for c in range(n):
-        least, most = _extent(f, 16 * c)
-        low[c], reach[c] = least, most - least
-        base += least
-    return _tables(f, low, reach, base, limit, out), base
+    extents, base = np.empty((2, f.shape[0]), np.float32), np.float32(0)
+    for c in range(f.shape[0]):
+        base += _spanned(f, c, extents)
+    return _tables(f, extents, base, limit, out), base
 
 
 @njit(cache=True, nogil=True)
-def _tables(f, low, reach, base, limit, out):
-    """`tables` for known least entries of columns, their sum, and how far the others reach above; gives the step."""
-    n = f.shape[0]
+def _spanned(f, c, extents):
+    """Writes the least entry of column c, and how far the others reach above; gives the least."""
+    least, most = _extent(f, 16 * c)
+    extents[0, c], extents[1, c] = least, most - least
+    return least
+
+
+@njit(cache=True, nogil=True)
+def _tables(f, extents, base, limit, out):
+    """`tables` from what `_spanned` found, and the sum of the least entries; gives the step."""
+    n, low, reach = f.shape[0], extents[0], extents[1]
     fours = n // 4
     room = np.float32(min(255, 65535 // max(1, fours + n % 4)))
     widest = np.float32(0)
@@ -472,10 +478,11 @@ def _limit(kind, least, most, worst):
 
 
 @njit(cache=True, nogil=True)
-def _prepare(costs, q, list_, worst, shifted, f, extents, table, made):
-    """Fills f (C, 16) and table, shifted (2, r): v and o as `_bound` takes them, and made: step, base, rest, worst. What is at
-    most at the limit has sums up to (limit − rest − base) / step."""
-    kind = costs.kind
+def _prepare(costs, q, list_, worst, scratch):
+    """Fills scratch but for its sums and seeds. What is at most at the limit has sums up to (limit − rest − base) / step."""
+    kind, shifted, f, extents, table, made = (
+        costs.kind, scratch.shifted, scratch.f, scratch.extents, scratch.table, scratch.made
+    )  # fmt: skip
     w, limit = _limit(kind, costs.least, costs.most, worst)
     rest = np.float32(0)
     v, o = costs.queries[q], costs.origins[list_]
@@ -500,11 +507,8 @@ def _prepare(costs, q, list_, worst, shifted, f, extents, table, made):
                 _products(y, costs.low, costs.high, 16 * t, z, w, f, 16 * c, more)
             else:
                 _cosines(y, costs.low, costs.high, 16 * t, z, w, f, 16 * c, more)
-        least, most = _extent(f, 16 * c)
-        extents[0, c], extents[1, c] = least, most - least
-        base += least
-    made[0] = _tables(f, extents[0], extents[1], base, np.float32(limit - rest), table)
-    made[1] = base
+        base += _spanned(f, c, extents)
+    made[0], made[1] = _tables(f, extents, base, np.float32(limit - rest), table), base
     made[2], made[3] = rest, worst
 
 
@@ -552,9 +556,8 @@ def _refined(kind, partial, levels, least, most, codes, columns_at, planes_at, i
                     bound += _bound(kind, _at(shifted, j), _at(least, j), _at(most, j), shifted[1, j], np.float32(0))
         low, at = np.int64(_at(partial, p + 3)), byte + 8 * np.int64(_at(partial, p + 4))
         code = (nibble >> _at(partial, p + 1)) & _at(partial, p + 2)
-        while (
-            low > 0
-        ):  # from the highest on, each upon the last: the compiler makes vectors of sums, too long for one or two
+        # From the highest bit on, each upon the last: of a sum the compiler makes vectors, too long for one or two bits.
+        while low > 0:
             low -= 1
             code = 2 * code + ((np.int64(_at(codes, at + 8 * low)) >> bit) & 1)
         at = _at(partial, p + 5) + code * width
@@ -697,39 +700,89 @@ def _cost(costs, codes, fine, block, i, shifted, f, rest, limit, worst):
     return c
 
 
+class Scratch(NamedTuple):
+    """What one query works with, or several, then with an axis in front.
+
+    shifted: float32 (2, r), v and o as `_bound` takes them. f: float32 (C, 16), the costs. extents: float32 (2, C), their least
+    of every column, and how far the others reach above. table: uint8 (C, 16). made: float32 (4,), the table's step, Σ of the
+    least, what is outside of columns, and the worst that it was made for; this is NaN where there is no table yet. sums: uint16
+    (64,), of a block. seeds: uint64, bits of the sums of every block whose vectors are costed already.
+    """
+
+    shifted: np.ndarray
+    f: np.ndarray
+    extents: np.ndarray
+    table: np.ndarray
+    made: np.ndarray
+    sums: np.ndarray
+    seeds: np.ndarray
+
+
 @njit(cache=True, nogil=True)
-def _seed(costs, codes, fine, n, end, numbers, dead, shifted, f, table, rest, sums, cost, number):
-    """Costs of those vectors of blocks 0 … end − 1 whose sums are least, as many as there is room for: a first limit."""
+def _scratch(costs, n, k):
+    """For n queries at a time that look for k vectors."""
     n_columns = costs.where.n_columns
+    return Scratch(
+        np.empty((n, 2, costs.queries.shape[1]), np.float32), np.empty((n, n_columns, 16), np.float32),
+        np.empty((n, 2, n_columns), np.float32), np.empty((n, n_columns, 16), np.uint8), np.empty((n, 4), np.float32),
+        np.empty(64, np.uint16), np.empty(_first_piece(k), np.uint64),
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _of(scratch, i):
+    return Scratch(
+        _lent(scratch.shifted[i]), _lent(scratch.f[i]), _lent(scratch.extents[i]), _lent(scratch.table[i]),
+        _lent(scratch.made[i]), _lent(scratch.sums), _lent(scratch.seeds),
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _first_piece(k):
+    """Blocks among which to look for a first limit."""
+    return max(16, (4 * k + 63) // 64)
+
+
+@njit(cache=True, nogil=True)
+def _seed(costs, part, end, dead, scratch, cost, number):
+    """Costs those vectors of blocks 0 … end − 1 whose sums are least, as many as there is room for: a first limit."""
+    n, codes, numbers, fine = part
+    n_columns, sums, seeds = costs.where.n_columns, scratch.sums, scratch.seeds
     for block in range(end):
-        _sum_block(codes, 32 * n_columns * block, table, 0, n_columns, sums)
+        seeds[block] = 0
+        _sum_block(codes, 32 * n_columns * block, scratch.table, 0, n_columns, sums)
         mask = _at_most(sums, np.uint16(min(cost[0], np.float32(65535))))
         while mask:
             at = _lowest(mask)
             mask &= mask - np.uint64(1)
             place = 64 * block + _vector(at)
             if place < n and not (dead.shape[0] and dead[numbers[place]]):
-                _push(cost, number, np.float32(sums[at]), place)
-    places, inf = number.copy(), np.float32(np.inf)
+                _push(cost, number, np.float32(sums[at]), 64 * block + at)
+    found, inf = number.copy(), np.float32(np.inf)
     cost[:], number[:] = inf, -1
-    for place in places:
-        if place >= 0:
-            c = _cost(costs, codes, fine, place // 64, place % 64, shifted, f, rest, inf, inf)
-            _push(cost, number, c, numbers[place])
+    for at in found:
+        if at >= 0:
+            block, i = at // 64, _vector(at % 64)
+            seeds[block] |= np.uint64(1) << np.uint64(at % 64)
+            c = _cost(costs, codes, fine, block, i, scratch.shifted, scratch.f, scratch.made[2], inf, inf)
+            _push(cost, number, c, numbers[64 * block + i])
 
 
 @njit(cache=True, nogil=True)
-def _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, made, again, sums, cost, number):
-    """Reads blocks begin … end − 1 of 64 vectors. again: some of them may have been found already."""
-    n_columns = costs.where.n_columns
-    step, base, rest = made[0], made[1], made[2]
+def _scan(costs, part, begin, end, dead, scratch, seeded, cost, number):
+    """Reads blocks begin … end − 1 of 64 vectors. seeded: of how many of the first ones some vectors are costed already."""
+    n, codes, numbers, fine = part
+    n_columns, sums = costs.where.n_columns, scratch.sums
+    step, base, rest = scratch.made[0], scratch.made[1], scratch.made[2]
     highest = _highest(costs.kind, costs.least, costs.most, cost[0], step, base, rest)
     limit = _limit(costs.kind, costs.least, costs.most, cost[0])[1]
     for block in range(begin, end):
         if highest < 0:
             return
-        _sum_block(codes, 32 * n_columns * block, table, 0, n_columns, sums)
+        _sum_block(codes, 32 * n_columns * block, scratch.table, 0, n_columns, sums)
         mask = _at_most(sums, np.uint16(highest))
+        if block < seeded:
+            mask &= ~scratch.seeds[block]
         while mask:
             at = _lowest(mask)
             mask &= mask - np.uint64(1)
@@ -741,21 +794,13 @@ def _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, m
             if dead.shape[0] and dead[v]:
                 continue
             worst = cost[0]
-            c = _cost(costs, codes, fine, block, i, shifted, f, rest, limit, worst)
-            if c > worst or (again and _holds(number, v)):
+            c = _cost(costs, codes, fine, block, i, scratch.shifted, scratch.f, rest, limit, worst)
+            if c > worst:
                 continue
             _push(cost, number, c, v)
             if cost[0] < worst:
                 limit = _limit(costs.kind, costs.least, costs.most, cost[0])[1]
                 highest = _highest(costs.kind, costs.least, costs.most, cost[0], step, base, rest)
-
-
-@njit(cache=True, nogil=True)
-def _holds(numbers, v):
-    found = False
-    for x in numbers:
-        found |= x == v
-    return found
 
 
 @njit(cache=True, nogil=True)
@@ -779,54 +824,35 @@ def _block(costs, where_codes, b):
 
 @njit(cache=True, nogil=True)
 def _read(costs, q, list_, part, begin, end, dead, scratch, cost, number):
-    """Blocks begin … end − 1 of a part for one query. part: see `_block`. scratch: see `_scratch`; `made` tells what tables were
-    made for, NaN where they were not."""
-    n, codes, numbers, fine = part
-    shifted, f, extents, table, made, sums = scratch
-    cost, number, dead = _lent(cost), _lent(number), _lent(dead)
+    """Blocks begin … end − 1 of a part for one query. part: see `_block`."""
+    cost, number, dead, made, seeded = _lent(cost), _lent(number), _lent(dead), scratch.made, 0
     if np.isnan(made[3]) or _worth(costs.kind, made[3], cost[0], made[1] + made[2]):
-        _prepare(costs, q, list_, cost[0], shifted, f, extents, table, made)
-    first = begin == 0 and not cost[0] < np.inf and number.max() < 0
-    if first:
-        _seed(costs, codes, fine, n, end, numbers, dead, shifted, f, table, made[2], sums, cost, number)
+        _prepare(costs, q, list_, cost[0], scratch)
+    if begin == 0 and not cost[0] < np.inf and number.max() < 0:
+        seeded = min(end, scratch.seeds.shape[0])
+        _seed(costs, part, seeded, dead, scratch, cost, number)
         if cost[0] < np.inf:
-            _prepare(costs, q, list_, cost[0], shifted, f, extents, table, made)
-    _scan(costs, codes, fine, n, begin, end, numbers, dead, shifted, f, table, made, first, sums, cost, number)
-
-
-@njit(cache=True, nogil=True)
-def _scratch(costs, n):
-    """For n queries at a time: shifted, f, least entries of its columns and how far the others reach, table, made and sums."""
-    n_columns = costs.where.n_columns
-    return (
-        np.empty((n, 2, costs.queries.shape[1]), np.float32), np.empty((n, n_columns, 16), np.float32),
-        np.empty((n, 2, n_columns), np.float32), np.empty((n, n_columns, 16), np.uint8), np.empty((n, 4), np.float32),
-        np.empty(64, np.uint16),
-    )  # fmt: skip
-
-
-@njit(cache=True, nogil=True)
-def _of(scratch, i):
-    shifted, f, extents, table, made, sums = scratch
-    return _lent(shifted[i]), _lent(f[i]), _lent(extents[i]), _lent(table[i]), _lent(made[i]), _lent(sums)
+            _prepare(costs, q, list_, cost[0], scratch)
+    _scan(costs, part, begin, end, dead, scratch, seeded, cost, number)
 
 
 @njit(cache=True, nogil=True)
 def _all(counter, costs, where_codes, dead, cost, number):
     """Every query reads every block, some queries together."""
-    costs, scratch = _lent_costs(costs), _scratch(costs, _TOGETHER)
-    n_queries, most = cost.shape[0], max(1, _CACHED // max(1, 32 * costs.where.n_columns))
+    n_queries, k = cost.shape
+    costs, scratch = _lent_costs(costs), _scratch(costs, _TOGETHER, k)
+    most = max(1, _CACHED // max(1, 32 * costs.where.n_columns))
     while True:
         start = take(counter, np.int64(_TOGETHER))
         if start >= n_queries:
             return
         several = min(_TOGETHER, n_queries - start)
-        scratch[4][:, 3] = np.nan
-        piece = _first_piece(cost.shape[1])
+        scratch.made[:, 3] = np.nan
+        piece = _first_piece(k)
         for b in range(where_codes.n.shape[0]):
-            part, begin = _block(costs, where_codes, b), 0
-            while begin < (part[0] + 63) // 64:
-                end = min(begin + piece, (part[0] + 63) // 64)
+            part, begin, n_groups = _block(costs, where_codes, b), 0, (where_codes.n[b] + 63) // 64
+            while begin < n_groups:
+                end = min(begin + piece, n_groups)
                 for i in range(several):
                     q = start + i
                     _read(costs, q, 0, part, begin, end, dead, _of(scratch, i), cost[q], number[q])
@@ -834,26 +860,21 @@ def _all(counter, costs, where_codes, dead, cost, number):
 
 
 @njit(cache=True, nogil=True)
-def _first_piece(k):
-    """Blocks among which to look for a first limit."""
-    return max(16, (4 * k + 63) // 64)
-
-
-@njit(cache=True, nogil=True)
 def _some(counter, costs, where_codes, share, query, list_, dead, cost, number):
     """Pairs of a query and a list, in shares of which no two have a query in common. share: int64 (n_shares + 1,)."""
-    costs, scratch = _lent_costs(costs), _scratch(costs, 1)
+    costs, scratch = _lent_costs(costs), _scratch(costs, 1, cost.shape[1])
     while True:
         s = take(counter, np.int64(1))
         if s >= share.shape[0] - 1:
             return
         for p in range(share[s], share[s + 1]):
             q, found = query[p], list_[p]
-            scratch[4][0, 3] = np.nan
+            scratch.made[0, 3] = np.nan
             for b in range(where_codes.first[found], where_codes.first[found + 1]):
-                part, begin, piece = _block(costs, where_codes, b), 0, _first_piece(cost.shape[1])
-                while begin < (part[0] + 63) // 64:
-                    end = min(begin + piece, (part[0] + 63) // 64)
+                part, begin, n_groups = _block(costs, where_codes, b), 0, (where_codes.n[b] + 63) // 64
+                piece = _first_piece(cost.shape[1])
+                while begin < n_groups:
+                    end = min(begin + piece, n_groups)
                     _read(costs, q, found, part, begin, end, dead, _of(scratch, 0), cost[q], number[q])
                     begin, piece = end, 64
 

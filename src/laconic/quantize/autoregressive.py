@@ -24,6 +24,7 @@ _LAM = 0.11  # squared steps a bit: the slope of Δ²/12 · 4^-R at high rate is
 _LEAST = 0.05  # of a coordinate's mean distance, what m does not fall below
 _OWN = 200.0  # vectors that the law of all coordinates counts as, beside a coordinate's own
 _EVEN = 1.0  # of the mean size of vectors, beside a vector's own, in what it counts
+_TOGETHER = 1 << 16  # values that are decoded to floats at a time
 _CLASSES = 16  # of m, in octaves from 2^-4 steps on, for what is added to a level
 
 
@@ -138,16 +139,19 @@ class Autoregressive(Stage):
         if outer.ndim != 1 or (outer < 0).any() or coarser.shape != (1,):
             raise CorruptStream(f"rows {outer[:8]}, coarser {coarser[:8]}; axes and one number are right")
         n = math.prod(int(v) for v in outer)
-        claim(48 * n * d, f"vectors {tuple(outer)} of {d}")
+        claim(11 * n * d, f"vectors {tuple(map(int, outer))} of {d}")
         if not n:
             if y:
                 raise CorruptStream(f"{len(y)} bytes for no vectors")
             return torch.zeros((*map(int, outer), d))
-        q, p, m = decode(np.frombuffer(y, np.uint8), laws, n)
-        fine = q.astype(np.int64) * ONE + _shifted(q, p, m, shift)
+        q, way, octave = decode(np.frombuffer(y, np.uint8), laws, n)
         step = math.ldexp(delta, int(coarser[0])) / ONE
         most = float(np.finfo(np.float32).max)
-        out = np.clip(fine.astype(np.float64) * step, -most, most).astype(np.float32)
+        out = np.empty((n, d), np.float32)
+        for at in range(0, n, rows := max(1, _TOGETHER // d)):
+            part = slice(at, at + rows)
+            fine = q[part].astype(np.int64) * ONE + _shifted(way[part], octave[part], shift)
+            out[part] = np.clip(fine.astype(np.float64) * step, -most, most)
         return torch.from_numpy(out.reshape(*map(int, outer), d))
 
     def _model(self, error: type[Exception]) -> tuple[Laws, np.ndarray, float]:
@@ -191,19 +195,18 @@ def _limited(t: np.ndarray) -> np.ndarray:
     return np.clip(t, 1 - LIMIT, LIMIT - 1)
 
 
-def _class(m: np.ndarray) -> np.ndarray:
-    """Of m, by its octave, exactly."""
-    return np.clip(np.frexp(m.astype(np.float64))[1] - 9, 0, _CLASSES - 1)
+def _class(octave: np.ndarray) -> np.ndarray:
+    """Of m, by its octave."""
+    return np.clip(octave.astype(np.int64) - 9, 0, _CLASSES - 1)
 
 
-def _shifted(q: np.ndarray, p: np.ndarray, m: np.ndarray, shift: np.ndarray) -> np.ndarray:
+def _shifted(way: np.ndarray, octave: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """What is added to levels, int64 in 2^-12 steps: towards p, a share of the way where p is within the cell."""
     from ..kernels.autoregressive import ONE
 
-    way = np.clip(p - q.astype(np.int64) * ONE, -ONE, ONE)
-    inside, kind = np.abs(way) <= ONE // 2, _class(m)
+    way, kind = way.astype(np.int64), _class(octave)
     share = shift[0].astype(np.int64)[kind]
-    return np.where(inside, way * share // ONE, np.sign(way) * shift[1].astype(np.int64)[kind])
+    return np.where(np.abs(way) <= ONE // 2, way * share // ONE, np.sign(way) * shift[1].astype(np.int64)[kind])
 
 
 def _learned(t: np.ndarray, lam: float) -> _Model:
@@ -217,7 +220,7 @@ def _learned(t: np.ndarray, lam: float) -> _Model:
     chosen = choose(t, laws, lam, traced=True)
     error = t - chosen.q
     way = np.clip(chosen.p - chosen.q.astype(np.int64) * ONE, -ONE, ONE)
-    inside, kind = np.abs(way) <= ONE // 2, _class(chosen.m)
+    inside, kind = np.abs(way) <= ONE // 2, _class(np.frexp(chosen.m.astype(np.float64))[1])
     shift = np.zeros((2, _CLASSES))
     for c in range(_CLASSES):
         a, b = (kind == c) & inside, (kind == c) & ~inside

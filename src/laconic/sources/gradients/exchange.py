@@ -220,7 +220,9 @@ def add_codes(codec: Stage, rank: int) -> Sum:
 def _start(m: Tensor, rank: int, memory: Memory, name: str, seed: int) -> Tensor:
     """Q to begin with: the last one, cut to its longest columns or filled up with normal ones that all ranks draw alike."""
     before = memory.factor
-    if before is not None and before.shape[1] >= rank:
+    if before is not None and before.shape[1] == rank:
+        return before
+    if before is not None and before.shape[1] > rank:
         longest = before.norm(dim=0).argsort(descending=True, stable=True)[:rank]
         return before[:, longest.sort().values]
     g = torch.Generator().manual_seed(zlib.crc32(name.encode()) + (seed << 32))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 END, STORED, SAME, DEFLATE, LZMA, FIRST_MIX, FIRST_WIDE, ZSTD, SECOND_MIX, SECOND_WIDE, MIX, WIDE = range(12)
 GONE = {FIRST_MIX: "first", FIRST_WIDE: "first", SECOND_MIX: "second", SECOND_WIDE: "second"}  # versions no longer read
 _SAMPLE = 1 << 14
+_LARGE = 1 << 17  # bytes of a block that is worth a look at a sample
 _HISTORY = 128  # bytes for every byte of a block, at the highest levels
 
 
@@ -144,7 +145,8 @@ def encode_block(raw: bytes, n: int, dictionary: bytes | None = None) -> tuple[i
     if method != ZSTD and _hopeless(raw):  # zstd finds out by itself, and sooner
         return STORED, raw
     if method == ZSTD:
-        payload = _zstd(chosen.setting, len(raw), _repeats(raw), dictionary).compress(raw)
+        repeats = len(raw) < _LARGE or chosen.setting != 3 or _repeats(raw)
+        payload = _zstd(chosen.setting, len(raw), repeats, dictionary).compress(raw)
     elif method == LZMA:
         payload = lzma.compress(raw, lzma.FORMAT_RAW, filters=_filters(chosen))
     else:
