@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -29,13 +30,14 @@ import numpy as np
 
 from . import registry
 from .errors import BadConfig, BadInput, CorruptStream, ModelMismatch, NotFitted, decode_budget, unknown
-from .stage import Kind, Levels, Side, Stage, Stats
+from .stage import Kind, Levels, Part, Side, Stage, Stats
 from .wire import Reader, Section, checksum, read_array, read_sections, write_array, write_sections, write_varint
 
 MAGIC = b"\x89LAC"
 VERSION = 1
 SHARED_VERSION = 2
 MAX_HEADER = 1 << 20
+_KEPT = 1 << 13  # characters of a configuration that is kept
 WORKING_BYTES = 16 << 20
 DEFAULT_LIMIT = 1 << 32  # bytes decoded from one packet, unless the caller allows more
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "uint8": 1, "int8": 1, "uint16": 2, "int16": 2,
@@ -274,12 +276,26 @@ def _open(packet: bytes | memoryview, limit_bytes: int, codecs: Mapping[str, Cod
         raise CorruptStream(
             f"decodes to {declared:,} bytes; the limit is {limit_bytes:,} (raise limit_bytes to allow it)"
         )
-    stage = registry.build(header["config"]) if known is None else known.stage
+    stage = _stage_of(header["config"]) if known is None else known.stage
     if not isinstance(stage, Stage) or stage.gives is not Kind.BYTES:
         raise CorruptStream(f"configuration is a {type(stage).__name__}, not a codec")
     if (stage.takes is Kind.BYTES) != (header["dtype"] == "bytes"):
         raise CorruptStream(f"header says {header['dtype']}, the codec takes {stage.takes.value}")
     return _Opened(stage, header, reader, reader.at)
+
+
+def _stage_of(config: dict[str, Any]) -> Part:
+    """The part of a configuration. The packets of a file have one of a few, and parts do not change, so they are kept."""
+    try:
+        text = json.dumps(config)
+    except RecursionError:
+        raise CorruptStream("a configuration that is nested too deep") from None
+    return _built(text) if len(text) < _KEPT else registry.build(config)
+
+
+@lru_cache(maxsize=64)
+def _built(config: str) -> Part:
+    return registry.build(json.loads(config))
 
 
 def _embedded(opened: _Opened, seen: list[Section]) -> dict[str, np.ndarray]:

@@ -102,6 +102,11 @@ def write_array(out: bytearray, array: np.ndarray, sum_: bool) -> None:
 
 def read_array(reader: Reader, path: str, leaf: Leaf, sum_: bool, seen: list[Section] | None = None) -> np.ndarray:
     """Read one section; the array is a copy, so it does not keep the packet alive. `seen` collects what was read."""
+    return _view(reader, path, leaf, sum_, seen).copy()
+
+
+def _view(reader: Reader, path: str, leaf: Leaf, sum_: bool, seen: list[Section] | None) -> np.ndarray:
+    """`read_array` where it lies."""
     start = reader.at
     n_dims = reader.varint()
     if n_dims > MAX_DIMS:
@@ -116,7 +121,7 @@ def read_array(reader: Reader, path: str, leaf: Leaf, sum_: bool, seen: list[Sec
         seen.append(Section(path, leaf.role, leaf.dtype, shape, size, reader.at - start - size))
     if 0 in shape and math.prod(max(d, 1) for d in shape) >= 1 << 60:
         raise CorruptStream(f"{path}: shape {shape}")
-    return np.frombuffer(data, dtype=leaf.dtype).reshape(shape).copy()
+    return np.frombuffer(data, dtype=leaf.dtype).reshape(shape)
 
 
 def layout(stage: Stage) -> Iterator[tuple[tuple[str, ...], Leaf]]:
@@ -152,13 +157,13 @@ def read_sections(stage: Stage, reader: Reader, checksum: bool = True, seen: lis
     """The inverse of `write_sections`; `seen`, where given, collects what was read."""
     side = _empty(stage, whole=True)
     for keys, leaf in layout(stage):
-        array = read_array(reader, ".".join(keys), leaf, checksum, seen)
+        array = _view(reader, ".".join(keys), leaf, checksum, seen)
         node = side
         for k in keys[:-1]:
             node = node[k]
         if keys[-1] == "payload" and array.ndim != 1:
             raise CorruptStream(f"{'.'.join(keys)} has {array.ndim} dimensions; a payload has 1")
-        node[keys[-1]] = array.tobytes() if keys[-1] == "payload" else array
+        node[keys[-1]] = array.tobytes() if keys[-1] == "payload" else array.copy()
     return side
 
 
