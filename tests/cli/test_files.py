@@ -289,7 +289,8 @@ def test_a_kill_in_mid_write_leaves_input_and_old_output(tmp_path: Path, how: si
     np.save(tmp_path / "x.npy", RNG.integers(0, 256, 3_000_000, dtype=np.uint8).reshape(30, -1))
     (tmp_path / "out.lac").write_bytes(b"old")
     slow = (
-        "import sys, time, laconic.sources.files as f\n"
+        "import signal, sys, time, laconic.sources.files as f\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whoever started the tests may have it ignored
         "f.formats.CHUNK_ELEMENTS = 100_000\n"
         "add = f.archive.Writer.add\n"
         "def late(self, packet):\n"
