@@ -28,7 +28,7 @@ FLAT = (
     ("pq", 2.0, {"index_bits": 4}, N // 10, ("PQ64x4fs",), None),
 )
 LISTED_BITS = 4.0  # true ones, blocks filled up to 64 vectors in every list included
-LISTED = ("SQ4", "RaBitQ3")  # of up to four; a PQ192x8 learns for a minute and is looked up ten times more slowly
+LISTED = ("SQ4", "RaBitQ3")  # of up to four; PQ192x8, which learns for minutes with every number of lists, is left out
 
 
 def clustered(n: int = N, d: int = DIM, seed: int = 0) -> np.ndarray:
