@@ -17,6 +17,7 @@ import torch
 import laconic
 from laconic.core import registry
 from laconic.core.packet import info
+from laconic.core.reopen import reopen
 from laconic.core.stage import Kind
 
 from .samples import RECIPES, codec, fitted, raw, same, sample, settings_of
@@ -237,6 +238,9 @@ def test_golden(name: str, request: pytest.FixtureRequest) -> None:
         assert old == decoded.tobytes()
     else:
         np.testing.assert_allclose(old.numpy()[..., :8], decoded, rtol=1e-5, atol=1e-6)
+    if not codec(name).stage.learns_exactly:
+        opened = reopen(golden)
+        packet = opened.changed(*opened.stage.encode(x)).packet()
     assert packet == golden, "the encoder writes other bytes; see tests/golden/README.md"
 
 

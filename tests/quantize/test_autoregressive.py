@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from laconic.core.errors import BadConfig, BadInput, CorruptStream, NotFitted, decode_budget
+from laconic.core.stage import Stage
 from laconic.quantize.autoregressive import Autoregressive
 
 
@@ -18,7 +19,7 @@ def rows(n: int = 1500, d: int = 24, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.maximum(x, 0).astype(np.float32))
 
 
-def tried(stage: Autoregressive, x: torch.Tensor) -> tuple[float, float]:
+def tried(stage: Stage, x: torch.Tensor) -> tuple[float, float]:
     """Bits a value, squared error over the variance."""
     data, side = stage.encode(x)
     with decode_budget(1 << 28):

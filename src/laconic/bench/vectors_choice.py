@@ -122,7 +122,7 @@ def _peers(
     faiss.omp_set_num_threads(1)
     d = base.shape[1]
     slices = next((m for m in range(int(bits * d / 8), 0, -1) if d % m == 0), 0)
-    specs = [f"PQ{slices}x8"] if slices and len(learn) >= 256 else []
+    specs = [f"PQ{slices}x8np"] if slices and len(learn) >= 256 else []
     specs += [f"RR{d},RaBitQ{b}" for b in range(2, 9) if b == int(bits) - 1 or (bits == b == 8)]
     specs += ["SQ4"] if bits == 4 else ["SQ8"] if bits == 8 else []
     for spec in specs:

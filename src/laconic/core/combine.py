@@ -49,6 +49,7 @@ class Chain(Stage):
     gives = property(lambda self: self.stages[-1].gives)  # type: ignore[assignment]
     lossless = property(lambda self: all(s.lossless for s in self.stages))  # type: ignore[assignment]
     deterministic = property(lambda self: all(s.deterministic for s in self.stages))  # type: ignore[assignment]
+    learns_exactly = property(lambda self: all(s.learns_exactly for s in self.stages))  # type: ignore[assignment]
     accepts = property(lambda self: self.stages[0].accepts)  # type: ignore[assignment]
     casts = property(lambda self: self.stages[0].casts)  # type: ignore[assignment]
     payload_role = property(lambda self: self.stages[-1].payload_role)  # type: ignore[assignment]

@@ -177,6 +177,7 @@ class Stage(Part):
     accepts: dtypes of the arrays that a codec which starts with this stage takes.
     casts: whether those arrays are handed to it as float32.
     deterministic: the same input gives the same bytes on every run.
+    learns_exactly: `fit` on the same input gives the same arrays on every machine; not where it descends in floats.
     payload_role: the ledger line of the bytes that a stage giving BYTES returns; None where they are always empty.
     holds_codecs: the children are whole codecs with payloads of their own, not steps that hand on to each other.
     keeps_rate: told any rate in bits, the encoder keeps to it in real bytes, and decoders need not know it.
@@ -191,6 +192,7 @@ class Stage(Part):
     accepts: ClassVar[tuple[str, ...]] = FLOATS
     casts: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
+    learns_exactly: ClassVar[bool] = True
     payload_role: ClassVar[str | None] = "codes"
     holds_codecs: ClassVar[bool] = False
     keeps_rate: ClassVar[bool] = False

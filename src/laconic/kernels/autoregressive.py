@@ -27,7 +27,24 @@ from laconic.kernels.rangecoder import (
     start,
 )
 
-__all__ = ["EDGES", "LIMIT", "ONE", "POINTS", "SPAN", "Laws", "bits_of", "choose", "decode", "encode", "laws_plain"]
+__all__ = [
+    "EDGES",
+    "LIMIT",
+    "ONE",
+    "POINTS",
+    "SPAN",
+    "Chosen",
+    "Laws",
+    "bits_of",
+    "choose",
+    "decode",
+    "decode_under",
+    "encode",
+    "expected",
+    "laws_plain",
+    "pick",
+    "slots_plain",
+]
 
 ONE = 4096  # a step
 LIMIT = 1 << 24  # of |q|
@@ -91,11 +108,50 @@ def _begin(law, j, k, low, high, p, m, inverse):
 
 
 @njit(cache=True, nogil=True, forceinline=True, _nrt=False)
-def _expected(p, m, least):
+def expected(p, m, least):
     """Sums as the integers that laws are made of: p, m, and 2^40 / m."""
     whole = np.int64(min(max(p, -_LARGEST), _LARGEST))
     size = max(np.int64(min(max(m, 0.0), _LARGEST)), least)
     return whole, size, np.int64(1 << 40) // size
+
+
+@njit(cache=True, nogil=True, forceinline=True, _nrt=False)
+def pick(law, j, t, low, high, p, m, inverse, lam):
+    """(k, its first slot, its slots; 0 for an escape): the nearest integer or its neighbour towards p, whichever costs less."""
+    k = np.int64(np.rint(t))
+    if k < low or k > high:
+        return k, np.int64(0), np.int64(0)
+    first = _begin(law, j, k, low, high, p, m, inverse)
+    width = _begin(law, j, k + 1, low, high, p, m, inverse) - first
+    other = k + 1 if p > k * ONE else k - 1
+    if lam > 0 and low <= other <= high:
+        a = _begin(law, j, other, low, high, p, m, inverse)
+        w = _begin(law, j, other + 1, low, high, p, m, inverse) - a
+        loss = (t - other) ** 2 - (t - k) ** 2
+        if loss < lam * (math.log2(w) - math.log2(width)):
+            k, first, width = other, a, w
+    return k, first, width
+
+
+@njit(cache=True, nogil=True, forceinline=True, _nrt=False)
+def decode_under(code, width, at, data, law, j, low, high, p, m, inverse):
+    """(k, code, width, at): the next integer of a code, under a law."""
+    slot = decode_slot(code, width, _SLOTS)
+    if slot < _ESCAPE:
+        code, width, at = decode_interval(code, width, at, data, 0, _ESCAPE, _SLOTS)
+        k, code, width, at = decode_bits(code, width, at, data, 26)
+        return min(k - LIMIT, LIMIT), code, width, at
+    a, z = low, high + 1  # begin(a) ≤ slot < begin(z)
+    first, end = np.int64(_ESCAPE), np.int64(_TOTAL)
+    while z - a > 1:
+        k = (a + z) >> 1
+        here = _begin(law, j, k, low, high, p, m, inverse)
+        if here <= slot:
+            a, first = k, here
+        else:
+            z, end = k, here
+    code, width, at = decode_interval(code, width, at, data, first, end - first, _SLOTS)
+    return a, code, width, at
 
 
 @njit(cache=True, nogil=True)
@@ -118,20 +174,9 @@ def _choose(t, laws, lam, q, begin, freq, p_out, m_out):
     for i in range(n):
         p[:], m[:] = laws.offset[0], laws.offset[1]
         for j in range(d):
-            whole, size, inverse = _expected(p[j], m[j], laws.least[j])
+            whole, size, inverse = expected(p[j], m[j], laws.least[j])
             low, high = laws.low[j], laws.high[j]
-            k = np.int64(np.rint(t[i, j]))
-            first, width = np.int64(0), np.int64(0)
-            if low <= k <= high:
-                first = _begin(laws.law, j, k, low, high, whole, size, inverse)
-                width = _begin(laws.law, j, k + 1, low, high, whole, size, inverse) - first
-                other = k + 1 if whole > k * ONE else k - 1
-                if lam > 0 and low <= other <= high:
-                    a = _begin(laws.law, j, other, low, high, whole, size, inverse)
-                    w = _begin(laws.law, j, other + 1, low, high, whole, size, inverse) - a
-                    loss = (t[i, j] - other) ** 2 - (t[i, j] - k) ** 2
-                    if loss < lam * (math.log2(w) - math.log2(width)):
-                        k, first, width = other, a, w
+            k, first, width = pick(laws.law, j, t[i, j], low, high, whole, size, inverse, lam)
             q[i, j], begin[i, j], freq[i, j] = k, first, width
             if p_out.shape[0]:
                 p_out[i, j], m_out[i, j] = whole, size
@@ -159,25 +204,9 @@ def _decode(data, laws, q, way, octave):
     for i in range(n):
         p[:], m[:] = laws.offset[0], laws.offset[1]
         for j in range(d):
-            whole, size, inverse = _expected(p[j], m[j], laws.least[j])
+            whole, size, inverse = expected(p[j], m[j], laws.least[j])
             low, high = laws.low[j], laws.high[j]
-            slot = decode_slot(code, width, _SLOTS)
-            if slot < _ESCAPE:
-                code, width, at = decode_interval(code, width, at, data, 0, _ESCAPE, _SLOTS)
-                k, code, width, at = decode_bits(code, width, at, data, 26)
-                k = min(k - LIMIT, LIMIT)
-            else:
-                a, z = low, high + 1  # begin(a) ≤ slot < begin(z)
-                first, end = np.int64(_ESCAPE), np.int64(_TOTAL)
-                while z - a > 1:
-                    k = (a + z) >> 1
-                    here = _begin(laws.law, j, k, low, high, whole, size, inverse)
-                    if here <= slot:
-                        a, first = k, here
-                    else:
-                        z, end = k, here
-                k = a
-                code, width, at = decode_interval(code, width, at, data, first, end - first, _SLOTS)
+            k, code, width, at = decode_under(code, width, at, data, laws.law, j, low, high, whole, size, inverse)
             q[i, j], way[i, j] = k, min(max(whole - k * ONE, -ONE), ONE)
             octave[i, j] = math.frexp(np.float64(size))[1]
             _add(laws.mean, laws.spread, j, np.float64(k), np.float64(abs(k - laws.centre[j])), p, m)
@@ -238,10 +267,29 @@ def decode(data: np.ndarray, laws: Laws, n: int) -> tuple[np.ndarray, np.ndarray
     return q, way, octave
 
 
+def slots_plain(k: int, law: np.ndarray, low: int, high: int, p: int, m: int) -> tuple[int, int]:
+    """(first slot of k, its slots; 0 for an escape) by their definition, in Python's integers."""
+    points = [round(e * ONE) for e in EDGES]
+
+    def begin(k: int) -> int:
+        if k <= low or k > high:
+            return _ESCAPE if k <= low else _TOTAL
+        difference = k * ONE - ONE // 2 - p
+        u = difference * ((1 << 40) // m) >> 28
+        if abs(difference) >= _FAR * m:
+            f = _TOTAL if difference > 0 else 0
+        else:
+            at = min(max(int(np.searchsorted(points, u, "right")) - 1, 0), POINTS - 2)
+            a, z = (int(v) for v in law[at : at + 2])
+            f = a + ((z - a) * (u - points[at]) // (points[at + 1] - points[at]))
+        return _ESCAPE + (f * (_TOTAL - _ESCAPE - (high - low + 1)) >> 16) + k - low
+
+    return (begin(k), begin(k + 1) - begin(k)) if low <= k <= high else (0, 0)
+
+
 def laws_plain(q: np.ndarray, laws: Laws) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """p, m, begin, freq of integers q (n, d) by their definition, in Python's integers; freq 0 for an escape."""
     out = np.zeros((4, *q.shape), np.int64)
-    points = [round(e * ONE) for e in EDGES]
     for i, row in enumerate(q.tolist()):
         for j, k in enumerate(row):
             p = int(laws.offset[0, j]) + sum(int(laws.mean[i2, j]) * row[i2] for i2 in range(j))
@@ -251,19 +299,5 @@ def laws_plain(q: np.ndarray, laws: Laws) -> tuple[np.ndarray, np.ndarray, np.nd
             p, m = min(max(p, -_LARGEST), _LARGEST), max(min(max(m, 0), _LARGEST), int(laws.least[j]))
             low, high = int(laws.low[j]), int(laws.high[j])
 
-            def begin(k: int, j: int = j, p: int = p, m: int = m, low: int = low, high: int = high) -> int:
-                if k <= low or k > high:
-                    return _ESCAPE if k <= low else _TOTAL
-                difference = k * ONE - ONE // 2 - p
-                u = difference * ((1 << 40) // m) >> 28
-                if abs(difference) >= _FAR * m:
-                    f = _TOTAL if difference > 0 else 0
-                else:
-                    at = min(max(int(np.searchsorted(points, u, "right")) - 1, 0), POINTS - 2)
-                    a, z = (int(v) for v in laws.law[j, at : at + 2])
-                    f = a + ((z - a) * (u - points[at]) // (points[at + 1] - points[at]))
-                return _ESCAPE + (f * (_TOTAL - _ESCAPE - (high - low + 1)) >> 16) + k - low
-
-            first = begin(k) if low <= k <= high else 0
-            out[:, i, j] = p, m, first, (begin(k + 1) - first if low <= k <= high else 0)
+            out[:, i, j] = p, m, *slots_plain(k, laws.law[j], low, high, p, m)
     return tuple(out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
@@ -69,15 +69,10 @@ class Autoregressive(Stage):
     side: ClassVar[Mapping[str, Leaf]] = {"rows": Leaf("int64", "header"), "coarser": Leaf("uint8", "scales")}
 
     def __post_init__(self) -> None:
-        if self.bits is None and self.step is None:
-            raise BadConfig("neither bits nor step; name the rate (bits=2.0) or the quantizer's step")
-        if self.bits is not None and not 0 < self.bits <= 12:
-            raise BadConfig(f"bits={self.bits}; above 0, up to 12 is right")
-        if (self.step is not None and not 0 < self.step < math.inf) or not 0 <= self.lam <= 1:
-            raise BadConfig(f"step={self.step}, lam={self.lam}; a positive number and 0 to 1 are right")
+        check_rate(self.bits, self.step, self.lam)
 
     def fit(self, x: Tensor, stats: Stats | None = None) -> Self:
-        rows = _rows(x).astype(np.float64)
+        rows = rows_of(x).astype(np.float64)
         if not len(rows):
             raise BadInput("laws cannot be learned from no vectors")
         some = rows[:: max(1, -(-rows.size // _TRAINING))]
@@ -95,37 +90,25 @@ class Autoregressive(Stage):
         rows = rows[:: max(1, -(-rows.size // _SOLVING))]
         held = rows[::4] if len(rows) >= 64 else rows
         kept = np.delete(rows, np.s_[::4], 0) if len(rows) >= 64 else rows
-        size = float(np.sqrt(np.square(rows - rows.mean(0)).mean())) or float(np.abs(rows).max()) or 1.0
-        u, fine, coarse = math.log2(size) + 1.8 - self.bits, -math.inf, math.inf
-        floor = math.log2(max(float(np.abs(rows).max()), 1e-37)) - 22
-        for _ in range(14):
-            step = 2.0**u
+
+        def rate(step: float) -> float:
             laws, _ = _learned(kept / step, self.lam)
-            rate = float(bits_of(choose(_limited(held / step), laws, self.lam)).mean())
-            if abs(rate - self.bits) < 0.002:
-                break
-            fine, coarse = (max(fine, u), coarse) if rate > self.bits else (fine, min(coarse, u))
-            u += (rate - self.bits) * (1 if self.bits > 0.7 else 1.5)
-            if not fine < u < coarse:
-                u = fine + 1 if coarse == math.inf else coarse - 1 if fine == -math.inf else (fine + coarse) / 2
-            if u < floor:
-                u = floor
-                break
-        return 2.0**u
+            return float(bits_of(choose(limited(held / step), laws, self.lam)).mean())
+
+        return solve_step(rate, self.bits, rows, size_of(rows) * 2.0 ** (1.8 - self.bits))
 
     def push(self, stats: Stats) -> Stats:
         """None: nothing behind bytes asks how errors hurt."""
         return Stats()
 
     def encode(self, x: Tensor) -> tuple[bytes, Side]:
-        from ..kernels.autoregressive import LIMIT, choose, encode
+        from ..kernels.autoregressive import choose, encode
 
         laws, _, delta = self._model(BadInput)
-        rows = _rows(x).astype(np.float64)
+        rows = rows_of(x).astype(np.float64)
         if rows.shape[1] != len(laws.low):
             raise BadInput(f"vectors of {rows.shape[1]} values for laws of {len(laws.low)}")
-        peak = float(np.abs(rows).max(initial=0)) / delta
-        coarser = max(0, math.ceil(math.log2(peak / (LIMIT - 1)))) if peak > LIMIT - 1 else 0
+        coarser = octaves_beyond(rows, delta)
         code = encode(choose(rows / math.ldexp(delta, coarser), laws, self.lam)).tobytes() if rows.size else b""
         return code, {"rows": np.array(x.shape[:-1], np.int64), "coarser": np.array([coarser], np.uint8)}
 
@@ -178,9 +161,9 @@ class Autoregressive(Stage):
         return laws, self.shift, delta
 
 
-def _rows(x: Tensor) -> np.ndarray:
-    if x.ndim < 1 or not 1 <= x.shape[-1] <= _MOST:
-        raise BadInput(f"an array of shape {tuple(x.shape)}; vectors of 1 to {_MOST} values are right")
+def rows_of(x: Tensor, most: int = _MOST) -> np.ndarray:
+    if x.ndim < 1 or not 1 <= x.shape[-1] <= most:
+        raise BadInput(f"an array of shape {tuple(x.shape)}; vectors of 1 to {most} values are right")
     rows = x.detach().cpu().numpy().reshape(-1, x.shape[-1]).astype(np.float32)
     if not np.isfinite(rows).all():
         raise BadInput(
@@ -189,7 +172,48 @@ def _rows(x: Tensor) -> np.ndarray:
     return rows
 
 
-def _limited(t: np.ndarray) -> np.ndarray:
+def check_rate(bits: float | None, step: float | None, lam: float) -> None:
+    """Raises BadConfig where neither a rate nor a step is given, or one that cannot be."""
+    if bits is None and step is None:
+        raise BadConfig("neither bits nor step; name the rate (bits=2.0) or the quantizer's step")
+    if bits is not None and not 0 < bits <= 12:
+        raise BadConfig(f"bits={bits}; above 0, up to 12 is right")
+    if (step is not None and not 0 < step < math.inf) or not 0 <= lam <= 1:
+        raise BadConfig(f"step={step}, lam={lam}; a positive number and 0 to 1 are right")
+
+
+def size_of(rows: np.ndarray) -> float:
+    """Root mean square of rows (n, d) around their mean, or of what there is; 1 where there is nothing."""
+    return float(np.sqrt(np.square(rows - rows.mean(0)).mean())) or float(np.abs(rows).max()) or 1.0
+
+
+def solve_step(rate: Callable[[float], float], bits: float, rows: np.ndarray, start: float) -> float:
+    """The step at which `rate` of it is `bits`, from a guess on; never so fine that rows have more than 2^22 steps."""
+    u, fine, coarse = math.log2(start), -math.inf, math.inf
+    floor = math.log2(max(float(np.abs(rows).max()), 1e-37)) - 22
+    for _ in range(14):
+        found = rate(2.0**u)
+        if abs(found - bits) < 0.002:
+            break
+        fine, coarse = (max(fine, u), coarse) if found > bits else (fine, min(coarse, u))
+        u += (found - bits) * (1 if bits > 0.7 else 1.5)
+        if not fine < u < coarse:
+            u = fine + 1 if coarse == math.inf else coarse - 1 if fine == -math.inf else (fine + coarse) / 2
+        if u < floor:
+            u = floor
+            break
+    return 2.0**u
+
+
+def octaves_beyond(rows: np.ndarray, delta: float) -> int:
+    """By what power of two a step must be raised so that rows have at most 2^24 of it."""
+    from ..kernels.autoregressive import LIMIT
+
+    peak = float(np.abs(rows).max(initial=0)) / delta
+    return max(0, math.ceil(math.log2(peak / (LIMIT - 1)))) if peak > LIMIT - 1 else 0
+
+
+def limited(t: np.ndarray) -> np.ndarray:
     from ..kernels.autoregressive import LIMIT
 
     return np.clip(t, 1 - LIMIT, LIMIT - 1)
@@ -213,7 +237,7 @@ def _learned(t: np.ndarray, lam: float) -> _Model:
     """From vectors in steps, (n, d) float64: first as they are rounded, then as the laws of that have them coded."""
     from ..kernels.autoregressive import ONE, choose
 
-    t = _limited(t)
+    t = limited(t)
     laws = _laws(t, np.rint(t))
     chosen = choose(t, laws, lam, traced=True)
     laws = _laws(t, chosen.q.astype(np.float64))
@@ -231,7 +255,7 @@ def _learned(t: np.ndarray, lam: float) -> _Model:
 
 
 def _laws(t: np.ndarray, q: np.ndarray) -> Laws:
-    from ..kernels.autoregressive import ONE, SPAN, Laws
+    from ..kernels.autoregressive import ONE, Laws
 
     n, d = t.shape
     mean = q.mean(0)
@@ -252,14 +276,21 @@ def _laws(t: np.ndarray, q: np.ndarray) -> Laws:
     spread, offset = _spreads(size, distance, weight)
     least = np.maximum(np.rint(ONE * _LEAST * distance.mean(0)), 64)
     m = np.maximum(offset + size @ spread, least)
+    low, high = ranges(q)
+    return Laws(np.ascontiguousarray(weights.T), spread, np.stack([first, offset]), centre.astype(np.int64),
+                least.astype(np.int64), low, high, _law((ONE * t - p) / m))  # fmt: skip
+
+
+def ranges(q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(low, high), int64 (d,): what levels q (n, d) were and some beyond, or an end that they pile up at."""
+    from ..kernels.autoregressive import SPAN
+
     low, high = q.min(0), q.max(0)
     piled = ((q == low).mean(0) > 0.01, (q == high).mean(0) > 0.01)
     margin = np.ceil((high - low) / 4) + 1
     low, high = np.where(piled[0], low, low - margin), np.where(piled[1], high, high + margin)
     over = np.maximum(high - low + 1 - SPAN, 0)
-    low, high = low + np.ceil(over / 2), high - np.ceil(over / 2)
-    return Laws(np.ascontiguousarray(weights.T), spread, np.stack([first, offset]), centre.astype(np.int64),
-                least.astype(np.int64), low.astype(np.int64), high.astype(np.int64), _law((ONE * t - p) / m))  # fmt: skip
+    return (low + np.ceil(over / 2)).astype(np.int64), (high - np.ceil(over / 2)).astype(np.int64)
 
 
 def _weights(size: np.ndarray) -> np.ndarray:
