@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from laconic.core.errors import BadConfig, BadInput, CorruptStream, NotFitted, decode_budget
+from laconic.core.telling import told_to
 from laconic.quantize.autoregressive import Autoregressive
 from laconic.quantize.masked import Masked
 
@@ -73,6 +74,15 @@ def test_values_far_beyond_what_was_learned_come_back_coarser(one_bit: Masked) -
 def test_learning_twice_gives_the_same(one_bit: Masked) -> None:
     again = fitted(rows(4000), bits=1.0)
     assert np.array_equal(again.weights, one_bit.weights) and np.array_equal(again.last, one_bit.last)
+
+
+def test_learning_says_how_far_it_is() -> None:
+    said: list[tuple[int, int, str]] = []
+    with told_to(lambda *word: said.append(word)):
+        fitted(rows(200), bits=1.0)
+    fitted(rows(70), bits=1.0)  # to nobody
+    done = [d for d, _, _ in said]
+    assert done == sorted(set(done)) and done[0] == 0 and {t for _, t, _ in said} == {60}
 
 
 def test_bad_settings_and_input_are_named(one_bit: Masked) -> None:

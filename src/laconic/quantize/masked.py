@@ -88,9 +88,10 @@ class Masked(Stage):
         step = size_of(rows) * 2.0 ** (1.6 - (self.bits or 0.0)) if self.step is None else self.step
         step = max(step, 2.0**-22 * float(np.abs(rows).max()), 1e-37)
         steps = min(max(_SEEN * n // BATCH, _FEW), _STEPS)
-        for i, part in enumerate(_ROUNDS):
+        rounds = [max(1, round(part * steps)) for part in _ROUNDS]
+        for i, some in enumerate(rounds):
             q, judged = (self._levels(learner if i else None, r, step) for r in (kept, held))
-            learner.learn(kept, q, judged, step, max(1, round(part * steps)))
+            learner.learn(kept, q, judged, step, some, sum(rounds[:i]), sum(rounds))
             if self.step is None:
                 step = self._solved(learner, held if len(held) else kept, step)
         net, exponents = learner.network(step, *ranges(np.rint(limited(rows / step))))

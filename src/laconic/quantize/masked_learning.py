@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ..core.telling import tell
 from .autoregressive import ranges
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ _DROPPED = 0.2  # of the units
 _STRETCHED = 0.05  # standard deviation of what half of the vectors are stretched by
 _CHECKS = 20  # looks at vectors that are not learned from, of which the best is kept
 _BITS16 = 32767
+_TOLD = 20  # steps between two words on how far it is
 
 
 class Scaled(NamedTuple):
@@ -63,8 +65,11 @@ class Learner:
         self.centre = np.zeros(d)
         self.step = 1.0
 
-    def learn(self, rows: np.ndarray, q: np.ndarray, held: np.ndarray, step: float, steps: int) -> None:
-        """Takes `steps` of AdamW. rows: (n, d) values; q: their levels; held: levels of others, to judge by, maybe none."""
+    def learn(
+        self, rows: np.ndarray, q: np.ndarray, held: np.ndarray, step: float, steps: int, past: int, total: int
+    ) -> None:
+        """Takes `steps` of AdamW, of `total` of which some are past. rows: (n, d) values; q: their levels; held: levels of
+        others, to judge by, maybe none."""
         import torch
 
         self.step, self.centre = step, np.rint(q.mean(0))
@@ -81,6 +86,8 @@ class Learner:
         judged = torch.from_numpy(held).float()
         best, least = kept, math.inf
         for at in range(steps):
+            if at % _TOLD == 0:
+                tell(past + at, total, "learning a network")
             rows_ = torch.randint(len(t), (min(BATCH, len(t)),), generator=self.draw)
             some = levels[rows_]
             stretched = t[rows_] * (1 + _STRETCHED * torch.randn(len(rows_), 1, generator=self.draw))

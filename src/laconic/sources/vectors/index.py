@@ -20,6 +20,7 @@ from ...core import registry
 from ...core.errors import BadConfig, BadInput, ModelMismatch, NotFitted
 from ...core.packet import codec
 from ...core.stage import Kind, Stage
+from ...core.telling import told_to
 from .blocks import Block, checked_ids, decode_rows, encode_rows, pieces
 from .ranking import Best, as_rows, check_metric, costs, directions
 from .scanning import Opened, Scanner, opened, scanner
@@ -101,8 +102,9 @@ class Index:
     ) -> Index:
         """Learns lists and codec from (n, dim) vectors. Raises BadInput where they are too few, with the number needed.
 
-        balanced: lists of about equal size. progress: called with steps done, steps in all, and a word, while lists are learned.
-        checkpoint: a file in which the lists are kept step by step; the same training goes on from it after a stop.
+        balanced: lists of about equal size. progress: called with steps done, steps in all, and a word, while lists and
+        slow codecs are learned. checkpoint: a file in which the lists are kept step by step; the same training goes on from it
+        after a stop.
         """
         rows = self._rows(x, "training vectors")
         if self._blocks:
@@ -127,7 +129,8 @@ class Index:
         import torch
 
         assert self.stage is not None
-        self.stage = self.stage.fit(torch.from_numpy(rows if rows.flags.writeable else rows.copy()))
+        with told_to(progress):
+            self.stage = self.stage.fit(torch.from_numpy(rows if rows.flags.writeable else rows.copy()))
         self.trained, self._scanner, self._opened = True, None, None
         return self
 
