@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Context, Inexact, localcontext
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,15 @@ def test_laws_are_those_of_the_definition(d: int, h: int, lam: float) -> None:
     assert (freq == 0).any() and (freq > 0).any()
 
 
+def test_the_largest_numbers_are_those_of_the_definition() -> None:
+    net = some_network()
+    most = {name: np.sign(getattr(net, name)) * 32767 for name in ("inward", "outward", "skip")}
+    net = net._replace(**most, gains=masked.gains(-8, -8, -8))
+    t = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], (40, 6)) * LIMIT
+    chosen = masked.choose(t, net)
+    assert (chosen.freq == masked.network_plain(chosen.q, net)[3]).all() and (chosen.freq > 0).any()
+
+
 @pytest.mark.parametrize("lam", [0.0, 0.3])
 def test_codes_there_and_back(lam: float) -> None:
     net = some_network()
@@ -72,6 +83,12 @@ def test_the_law_is_logistic_and_powers_are_powers() -> None:
     found = np.interp(u, EDGES, law / 65536)
     assert np.allclose(found, 1 / (1 + np.exp(-2 * u)), atol=1e-5)
     assert np.array_equal(masked.powers(), np.rint(65536 * 2.0 ** (np.arange(256) / 256)))
+
+
+def test_tables_do_not_ask_how_the_application_counts() -> None:
+    with localcontext(Context(prec=3, traps=[Inexact])):
+        assert np.array_equal(masked.law.__wrapped__(), masked.law())
+        assert np.array_equal(masked.powers.__wrapped__(), masked.powers())
 
 
 def test_damage_has_a_name_or_other_integers() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from laconic.core.errors import BadConfig, BadInput, CorruptStream, NotFitted, decode_budget
 from laconic.core.stage import Stage
-from laconic.quantize.autoregressive import Autoregressive
+from laconic.quantize.autoregressive import Autoregressive, ranges
 
 
 def rows(n: int = 1500, d: int = 24, seed: int = 0) -> torch.Tensor:
@@ -68,6 +68,13 @@ def test_values_far_beyond_what_was_learned_come_back_coarser() -> None:
     assert side["coarser"][0] > 50
     with decode_budget(1 << 24):
         assert torch.allclose(stage.decode(data, side), x, rtol=1e-3)
+
+
+def test_a_range_too_wide_stays_where_values_are() -> None:
+    q = np.random.default_rng(0).normal(0, 80, (2000, 1)).round()
+    q[0] = 9000
+    low, high = ranges(q)
+    assert ((low <= q[1:]) & (q[1:] <= high)).all() and high - low == 4095
 
 
 def test_bad_settings_and_input_are_named() -> None:

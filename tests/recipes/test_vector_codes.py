@@ -107,3 +107,17 @@ def test_contexts_of_magnitudes_take_away_what_no_transform_can() -> None:
         found[recipe] = 8 * len(packet) / x[2500:].numel(), float((y - x[2500:]).square().mean())
     (r0, e0), (r1, e1) = found["klt-trellis"], found["ar-scalar"]
     assert e1 * 4.0 ** (r1 - r0) < 0.5 * e0
+
+
+def test_a_network_sees_bent_lines() -> None:
+    """The card's figure: every second value lies where a bent line of the one before it puts it."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(6000, 6, generator=g)
+    x[:, 1::2] = 0.3 * x[:, 1::2] + 3 * (x[:, ::2].abs() - 1).abs()
+    found = {}
+    for recipe in ("ar-scalar", "ar-net"):
+        codec = laconic.codec(recipe, bits=2.0).fit(x[:5000])
+        packet = codec.encode(x[5000:], embed=False)
+        found[recipe] = 8 * len(packet) / x[5000:].numel(), float((codec.decode(packet) - x[5000:]).square().mean())
+    (r0, e0), (r1, e1) = found["ar-scalar"], found["ar-net"]
+    assert e1 * 4.0 ** (r1 - r0) < 0.75 * e0

@@ -44,11 +44,8 @@ SENTENCE_PEERS = {
 }
 OURS = ("klt-trellis", "ar-scalar", "klt-levels", "saq", "rvq", "opq", "ar-net")
 STORED = ("klt-trellis", "ar-scalar", "ar-net")
-SLOW = (
-    "rvq",
-    "opq",
-    "ar-net",
-)  # to learn, many minutes on vectors of more than 128 dimensions, where they are not tried
+# Slow to learn, many minutes where there are more coordinates than this; they are not tried there.
+SLOW, LONG = ("rvq", "opq", "ar-net"), 128
 RESCORED = 100  # candidates
 
 
@@ -157,7 +154,7 @@ def peer(data: Data, spec: str) -> Point | None:
 
 
 def _beside(data: Data, peers: dict[int, tuple[str, ...]]) -> Iterator[Row]:
-    left_out = SLOW if data.base.shape[1] > 128 else ()
+    left_out = SLOW if data.base.shape[1] > LONG else ()
     for bits, specs in peers.items():
         points = [p for p in (peer(data, s) for s in specs) if p is not None and p.bits <= bits + 1e-9]
         for p in points:

@@ -38,8 +38,8 @@ def unknown(what: str, name: str, known: list[str]) -> BadConfig:
     return BadConfig(f"unknown {what} {name!r}; did you mean {', '.join(near)}?")
 
 
-# The one piece of ambient state: how many bytes a decoder may ask for. It is a context variable because the numbers that
-# need checking are read deep inside stages, whose signature is `decode(y, side)` and should stay so.
+# Ambient state, of which there is little (`telling` has the rest): how many bytes a decoder may ask for. It is a context variable
+# because the numbers that need checking are read deep inside stages, whose signature is `decode(y, side)` and should stay so.
 _BUDGET: ContextVar[int | None] = ContextVar("laconic_decode_budget", default=None)
 
 

@@ -13,8 +13,8 @@ _LISTENER: ContextVar[Progress | None] = ContextVar("laconic_progress", default=
 
 @contextmanager
 def told_to(listener: Progress | None) -> Iterator[None]:
-    """Until the end of the block `tell` calls the listener; with None it calls nobody."""
-    token = _LISTENER.set(listener)
+    """Until the end of the block `tell` calls the listener; None leaves it to whoever was told before."""
+    token = _LISTENER.set(_LISTENER.get() if listener is None else listener)
     try:
         yield
     finally:

@@ -5,14 +5,15 @@
     p_j = a_j + Σ_{i < j} S_ji · φ_i + Σ_{g_u ≤ j} V_ju h_u          where q_j is expected; log₂ m_j, its spread, likewise
     P(q_j ≤ k) = F((k + ½ − p_j) / m_j)                              F: logistic, straight between 89 points
 
-All of it is integers, in any order of the sums: weights have 16 bits, units end at 2^22, and sums in float64 stay below 2^53.
+All of it is integers, in any order of the sums: weights have 16 bits, units end at 2^22, sums in float64 stay below 2^53, and
+count for 2^50 at most.
 A coordinate adds to the units behind it as soon as it is known, so that a vector costs what one pass of the network costs.
 
 Source: Germain, Gregor, Murray & Larochelle 2015 (1502.03509), MADE, equations 9 to 12.
 """
 
 import math
-from decimal import Decimal
+from decimal import Context, Decimal, localcontext
 from functools import cache
 from typing import NamedTuple
 
@@ -23,13 +24,26 @@ from laconic.core.errors import CorruptStream, claim
 from laconic.kernels.autoregressive import EDGES, ONE, Chosen, decode_under, expected, pick, slots_plain
 from laconic.kernels.rangecoder import ended, start
 
-__all__ = ["FEATURES", "FINE", "Network", "choose", "decode", "first_units", "law", "network_plain", "powers"]
+__all__ = [
+    "FEATURES",
+    "FINE",
+    "Network",
+    "choose",
+    "decode",
+    "degrees",
+    "first_units",
+    "gains",
+    "law",
+    "network_plain",
+    "powers",
+]
 
 FEATURES = 3
 FINE = 10  # log2 of the parts of a unit's activation
 _MOST = float(1 << 22)  # of them
 _LEAST = 64  # of m: a 64th of a step
 _FLAT, _STEEP = 28, -6  # of log2 m
+_LARGEST = float(1 << 50)  # of sums
 
 
 class Network(NamedTuple):
@@ -53,30 +67,53 @@ class Network(NamedTuple):
     high: np.ndarray
 
 
+def degrees(d: int, h: int) -> np.ndarray:
+    """(h,) of units: from 1 to d − 1, rising and spread evenly."""
+    return 1 + np.arange(h) * max(d - 1, 0) // max(h, 1)
+
+
 def first_units(d: int, h: int) -> np.ndarray:
-    """(d + 1,) how many of h units have a degree below 0 … d: degrees from 1 to d − 1, spread evenly."""
-    degrees = 1 + np.arange(h) * max(d - 1, 0) // max(h, 1)
-    return np.searchsorted(degrees, np.arange(d + 1), "left").astype(np.int64)
+    """(d + 1,) how many of h units have a degree below 0 … d."""
+    return np.searchsorted(degrees(d, h), np.arange(d + 1), "left").astype(np.int64)
+
+
+def gains(inward: int, outward: int, across: int) -> np.ndarray:
+    """`Network.gains` of weights that were multiplied by two to these powers."""
+    return np.ldexp(1.0, np.array([FINE - inward, 12 - FINE - outward, 12 - across]))
 
 
 @cache
 def law() -> np.ndarray:
     """(1, 89) F in 2^-16, 1 / (1 + e^-2u) at `EDGES`: decimals, so that machines agree on the last digit."""
-    inner = [round(65536 / (1 + (-2 * Decimal(float(u))).exp())) for u in EDGES[1:-1]]
-    return np.array([[0, *inner, 65536]], np.int64)
+    with localcontext(Context(prec=40)):
+        inner = [round(65536 / (1 + (-2 * Decimal(float(u))).exp())) for u in EDGES[1:-1]]
+    return _kept([[0, *inner, 65536]])
 
 
 @cache
 def powers() -> np.ndarray:
     """(256,) 2^(i/256) in 2^-16."""
-    return np.array([round(65536 * Decimal(2) ** (Decimal(i) / 256)) for i in range(256)], np.int64)
+    with localcontext(Context(prec=40)):
+        return _kept([round(65536 * Decimal(2) ** (Decimal(i) / 256)) for i in range(256)])
+
+
+def _kept(values: list[int] | list[list[int]]) -> np.ndarray:
+    out = np.array(values, np.int64)
+    out.flags.writeable = False
+    return out
+
+
+@njit(cache=True, nogil=True, forceinline=True, _nrt=False)
+def _whole(sum_, gain):
+    """A sum as it counts, without its fraction and below 2^50."""
+    return min(max(np.floor(sum_ * gain), -_LARGEST), _LARGEST)
 
 
 @njit(cache=True, nogil=True, forceinline=True, _nrt=False)
 def _law_of(net, power, j, skipped, passed):
     """p, m and 2^40 / m of coordinate j."""
-    p = net.offset[0, j] + np.floor(skipped[0, j] * net.gains[2]) + np.floor(passed[0, j] * net.gains[1])
-    size = net.offset[1, j] + np.floor(skipped[1, j] * net.gains[2]) + np.floor(passed[1, j] * net.gains[1])
+    p = net.offset[0, j] + _whole(skipped[0, j], net.gains[2]) + _whole(passed[0, j], net.gains[1])
+    size = net.offset[1, j] + _whole(skipped[1, j], net.gains[2]) + _whole(passed[1, j], net.gains[1])
     octaves = np.int64(min(max(size, _STEEP * ONE), _FLAT * ONE))
     up = (octaves >> 12) - 4
     m = power[(octaves & 4095) >> 4]
@@ -164,11 +201,14 @@ def network_plain(q: np.ndarray, net: Network) -> np.ndarray:
     """(4, n, d): p, m, begin, freq of integers q by their definition, in Python's integers; freq 0 for an escape."""
     out = np.zeros((4, *q.shape), np.int64)
     h = len(net.hidden)
-    degree = [int(np.searchsorted(net.first, u, "right")) - 1 for u in range(h)]
+    degree = degrees(q.shape[1], h).tolist()
     drop = [round(-math.log2(g)) for g in net.gains]  # bits to the right; to the left where negative
 
     def shifted(v: int, by: int) -> int:
         return v >> by if by >= 0 else v << -by
+
+    def whole(v: int, by: int) -> int:
+        return min(max(shifted(v, by), -1 << 50), 1 << 50)
 
     for i, row in enumerate(q.tolist()):
         phi = [(k, abs(k - int(c)), int(k != c)) for k, c in zip(row, net.centre.tolist(), strict=True)]
@@ -182,7 +222,7 @@ def network_plain(q: np.ndarray, net: Network) -> np.ndarray:
             for side in range(2):
                 before = sum(int(w) * f for b in range(j) for w, f in zip(net.skip[b, :, side, j], phi[b], strict=True))
                 through = sum(int(net.outward[u, side, j]) * units[u] for u in range(h) if degree[u] <= j)
-                sums.append(int(net.offset[side, j]) + shifted(before, drop[2]) + shifted(through, drop[1]))
+                sums.append(int(net.offset[side, j]) + whole(before, drop[2]) + whole(through, drop[1]))
             octaves = min(max(sums[1], _STEEP * ONE), _FLAT * ONE)
             m = max(min(shifted(int(powers()[(octaves & 4095) >> 4]), 4 - (octaves >> 12)), 1 << 40), _LEAST)
             p = min(max(sums[0], -1 << 40), 1 << 40)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..core.errors import BadConfig, BadInput, CorruptStream, NotFitted, claim
 from ..core.stage import Kind, Leaf, Side, Stage, Stats, learned
+from ..core.wire import MAX_DIMS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,24 +119,23 @@ class Autoregressive(Stage):
         from ..kernels.autoregressive import ONE, decode
 
         laws, shift, delta = self._model(CorruptStream)
-        outer, coarser, d = side["rows"], side["coarser"], len(laws.low)
-        if outer.ndim != 1 or (outer < 0).any() or coarser.shape != (1,):
-            raise CorruptStream(f"rows {outer[:8]}, coarser {coarser[:8]}; axes and one number are right")
-        n = math.prod(int(v) for v in outer)
-        claim(11 * n * d, f"vectors {tuple(map(int, outer))} of {d}")
+        d = len(laws.low)
+        outer, coarser = outer_of(side, d)
+        n = math.prod(outer)
+        claim(11 * n * d, f"vectors {outer} of {d}")
         if not n:
             if y:
                 raise CorruptStream(f"{len(y)} bytes for no vectors")
-            return torch.zeros((*map(int, outer), d))
+            return torch.zeros((*outer, d))
         q, way, octave = decode(np.frombuffer(y, np.uint8), laws, n)
-        step = math.ldexp(delta, int(coarser[0])) / ONE
+        step = math.ldexp(delta, coarser) / ONE
         most = float(np.finfo(np.float32).max)
         out = np.empty((n, d), np.float32)
         for at in range(0, n, rows := max(1, _TOGETHER // d)):
             part = slice(at, at + rows)
             fine = q[part].astype(np.int64) * ONE + _shifted(way[part], octave[part], shift)
             out[part] = np.clip(fine.astype(np.float64) * step, -most, most)
-        return torch.from_numpy(out.reshape(*map(int, outer), d))
+        return torch.from_numpy(out.reshape(*outer, d))
 
     def _model(self, error: type[Exception]) -> tuple[Laws, np.ndarray, float]:
         from ..kernels.autoregressive import POINTS, SPAN, Laws
@@ -149,8 +149,8 @@ class Autoregressive(Stage):
         law = np.pad(self.law.astype(np.int64), ((0, 0), (1, 1)))
         law[:, -1] = 1 << 16
         low, high = offsets[4], offsets[5]
-        bounded = (np.abs(offsets) < 1 << 38).all() and (offsets[3] > 0).all() and (np.diff(law) >= 0).all()
-        if not bounded or (low > high).any() or (high - low >= SPAN).any() or np.abs(offsets[4:]).max() > 1 << 24:
+        bounded = within(offsets, 1 << 38) and within(offsets[4:], 1 << 24) and (offsets[3] > 0).all()
+        if not bounded or (np.diff(law) < 0).any() or (low > high).any() or (high - low >= SPAN).any():
             raise error("laws whose points fall, or whose numbers are out of range")
         delta = float(self.delta[0])
         if not 0 < delta < math.inf:
@@ -203,6 +203,20 @@ def solve_step(rate: Callable[[float], float], bits: float, rows: np.ndarray, st
             u = floor
             break
     return 2.0**u
+
+
+def outer_of(side: Side, d: int) -> tuple[list[int], int]:
+    """The axes before the last, and by what power of two the step was raised. Raises CorruptStream for what no array has."""
+    outer, coarser = side["rows"], side["coarser"]
+    axes = [int(v) for v in outer] if outer.ndim == 1 and len(outer) < MAX_DIMS else [-1]
+    if min(axes, default=0) < 0 or math.prod(max(v, 1) for v in axes) * d >= 1 << 60 or coarser.shape != (1,):
+        raise CorruptStream(f"rows {outer[:8]}, coarser {coarser[:8]}; axes and one number are right")
+    return axes, int(coarser[0])
+
+
+def within(a: np.ndarray, bound: int) -> bool:
+    """Whether all of a are above −bound and below it; asked so, the least integer has no way past."""
+    return bool(((-bound < a) & (a < bound)).all())
 
 
 def octaves_beyond(rows: np.ndarray, delta: float) -> int:
@@ -289,8 +303,10 @@ def ranges(q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     piled = ((q == low).mean(0) > 0.01, (q == high).mean(0) > 0.01)
     margin = np.ceil((high - low) / 4) + 1
     low, high = np.where(piled[0], low, low - margin), np.where(piled[1], high, high + margin)
-    over = np.maximum(high - low + 1 - SPAN, 0)
-    return (low + np.ceil(over / 2)).astype(np.int64), (high - np.ceil(over / 2)).astype(np.int64)
+    least = np.clip(
+        np.median(q, 0).round() - SPAN // 2, low, np.maximum(high - SPAN + 1, low)
+    )  # where most of them are
+    return least.astype(np.int64), np.minimum(high, least + SPAN - 1).astype(np.int64)
 
 
 def _weights(size: np.ndarray) -> np.ndarray:

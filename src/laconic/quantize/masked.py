@@ -11,7 +11,8 @@ import numpy as np
 
 from ..core.errors import BadConfig, BadInput, CorruptStream, NotFitted, claim
 from ..core.stage import Kind, Leaf, Side, Stage, Stats, learned
-from .autoregressive import check_rate, limited, octaves_beyond, ranges, rows_of, size_of, solve_step
+from ..core.telling import tell
+from .autoregressive import check_rate, limited, octaves_beyond, outer_of, ranges, rows_of, size_of, solve_step, within
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,7 @@ _STEPS, _FEW = 2500, 60  # of learning at most and at least, and what part of th
 _ROUNDS = (0.2, 0.2, 0.6)
 _SEEN = 20  # times that a vector is looked at
 _RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_FARTHEST = 2.0  # steps that the last look moves a value
 _TOGETHER = 1 << 16  # values that are decoded to floats at a time
 
 
@@ -93,9 +95,10 @@ class Masked(Stage):
             q, judged = (self._levels(learner if i else None, r, step) for r in (kept, held))
             learner.learn(kept, q, judged, step, some, sum(rounds[:i]), sum(rounds))
             if self.step is None:
-                step = self._solved(learner, held if len(held) else kept, step)
-        net, exponents = learner.network(step, *ranges(np.rint(limited(rows / step))))
+                step = self._solved(learner, rows, held if len(held) else kept, step)
+        tell(sum(rounds), sum(rounds), "learned")
         t = limited(rows / step)
+        net, exponents = learner.network(step, *ranges(np.rint(t)))
         last, offset = _last(t, choose(t, net, self.lam).q.astype(np.float64), net.centre)
         whole = scaled(last, 14)
         offsets = np.stack([*net.offset, net.centre, net.low, net.high, np.rint(np.ldexp(offset, 12))])
@@ -112,17 +115,17 @@ class Masked(Stage):
             return near
         return choose(t, learner.network(step, *ranges(near))[0], self.lam).q.astype(np.float64)
 
-    def _solved(self, learner: Learner, rows: np.ndarray, step: float) -> float:
+    def _solved(self, learner: Learner, rows: np.ndarray, held: np.ndarray, step: float) -> float:
         """The step at which vectors take `bits` under the laws learned so far."""
         from ..kernels.autoregressive import bits_of
         from ..kernels.masked import choose
 
         assert self.bits is not None
-        some = rows[: max(1, _JUDGED // rows.shape[1])]
+        some = held[: max(1, _JUDGED // held.shape[1])]
 
         def rate(step: float) -> float:
-            t = limited(some / step)
-            return float(bits_of(choose(t, learner.network(step, *ranges(np.rint(t)))[0], self.lam)).mean())
+            net, _ = learner.network(step, *ranges(np.rint(limited(rows / step))))
+            return float(bits_of(choose(limited(some / step), net, self.lam)).mean())
 
         return solve_step(rate, self.bits, some, step)
 
@@ -147,32 +150,32 @@ class Masked(Stage):
 
         from ..kernels.masked import decode
 
-        outer, coarser = side["rows"], side["coarser"]
         net, last, moved, delta = self._model(CorruptStream)
         d = len(net.low)
-        if outer.ndim != 1 or (outer < 0).any() or coarser.shape != (1,):
-            raise CorruptStream(f"rows {outer[:8]}, coarser {coarser[:8]}; axes and one number are right")
-        n = math.prod(int(v) for v in outer)
-        claim(8 * n * d, f"vectors {tuple(map(int, outer))} of {d}")
+        outer, coarser = outer_of(side, d)
+        n = math.prod(outer)
+        claim(8 * n * d, f"vectors {outer} of {d}")
         if not n:
             if y:
                 raise CorruptStream(f"{len(y)} bytes for no vectors")
-            return torch.zeros((*map(int, outer), d))
+            return torch.zeros((*outer, d))
         q = decode(np.frombuffer(y, np.uint8), net, n)
-        step = math.ldexp(delta, int(coarser[0]))
+        step = math.ldexp(delta, coarser)
         most = float(np.finfo(np.float32).max)
         out = np.empty((n, d), np.float32)
         for at in range(0, n, rows := max(1, _TOGETHER // d)):
             some = q[at : at + rows].astype(np.float64)
             fine = _features(some, net.centre) @ last  # whole numbers below 2^53: exact in any order
-            out[at : at + rows] = np.clip((some + fine * moved[0] + moved[1:]) * step, -most, most)
-        return torch.from_numpy(out.reshape(*map(int, outer), d))
+            way = np.clip(
+                fine * moved[0] + moved[1:], -_FARTHEST, _FARTHEST
+            )  # so that one odd level moves no other far
+            out[at : at + rows] = np.clip((some + way) * step, -most, most)
+        return torch.from_numpy(out.reshape(*outer, d))
 
     def _model(self, error: type[Exception]) -> tuple[Network, np.ndarray, np.ndarray, float]:
         """(network, E in whole numbers, (what one of them is worth, e), Δ)."""
         from ..kernels.autoregressive import SPAN
-        from ..kernels.masked import FEATURES, Network, first_units
-        from .masked_learning import gains
+        from ..kernels.masked import FEATURES, Network, first_units, gains
 
         arrays = (self.weights, self.hidden, self.offsets, self.exponents, self.last, self.delta)
         if any(a is None for a in arrays):
@@ -186,14 +189,13 @@ class Masked(Stage):
         if not right or weights.shape != (sum(_sizes(d, h)),) or (d == 1 and h):
             raise error(f"laws {weights.shape}, {hidden.shape}, {offsets.shape}, {last.shape} do not belong together")
         low, high = offsets[3], offsets[4]
-        bounded = (np.abs(offsets) < 1 << 40).all() and (np.abs(hidden) < 1 << 50).all()
-        bounded = bounded and (exponents >= -8).all() and (exponents <= 14).all() and (low <= high).all()
-        if not bounded or (high - low >= SPAN).any() or np.abs(offsets[2:5]).max() > 1 << 24:
+        bounded = within(offsets, 1 << 40) and within(offsets[2:5], 1 << 24) and within(hidden, 1 << 50)
+        bounded = bounded and (exponents >= -8).all() and (exponents <= 14).all()
+        if not bounded or (low > high).any() or (high - low >= SPAN).any():
             raise error("laws whose numbers are out of range")
         delta = float(step[0])
         if not 0 < delta < math.inf:
             raise error(f"a step of {delta}; a positive number is right")
-        claim(2 * d * (5 * h + 6 * d) + 24 * d * d, f"laws of {d} coordinates, {h} units")
         e = [int(v) for v in exponents]
         net = Network(*_dense(weights, d, h), hidden.astype(np.float64), offsets[:2].astype(np.float64), first_units(d, h),
                       gains(*e[:3]), offsets[2].copy(), low.copy(), high.copy())  # fmt: skip
@@ -227,9 +229,9 @@ def _dense(weights: np.ndarray, d: int, h: int) -> list[np.ndarray]:
 
 def _masks(d: int, h: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of inward (d, 3, h), outward (h, 2, d), skip (d, 3, 2, d)."""
-    from ..kernels.masked import FEATURES, first_units
+    from ..kernels.masked import FEATURES, degrees
 
-    degree = np.searchsorted(first_units(d, h), np.arange(h), "right") - 1
+    degree = degrees(d, h)
     at = np.arange(d)
     sees, feeds, skips = at[:, None] < degree, degree[:, None] <= at, at[:, None] < at
     return (
@@ -254,18 +256,21 @@ def _last(t: np.ndarray, q: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray,
     if held.sum() < 10:
         return none
 
-    def fitted(part: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-        mean, mean_error = phi[part].mean(0), error[part].mean(0)
-        centred = phi[part] - mean
-        gram = centred.T @ centred
-        own = np.diag(gram)
-        gram += np.diag(ridge * (own + 0.01 * own.mean() + 1e-9))
-        e = np.linalg.solve(gram, centred.T @ (error[part] - mean_error))
-        return e, mean_error - mean @ e
-
     def loss(model: tuple[np.ndarray, np.ndarray]) -> float:
         return float(np.square(error[held] - phi[held] @ model[0] - model[1]).sum())
 
-    tried = {r: loss(fitted(~held, r)) for r in _RIDGES}
-    best = min(tried, key=lambda r: tried[r])
-    return fitted(np.ones(n, bool), best) if tried[best] < loss((none[0], error[~held].mean(0))) else none
+    best, least = None, loss((none[0], error[~held].mean(0)))
+    for ridge, model in zip(_RIDGES, _ridges(phi[~held], error[~held], _RIDGES), strict=True):
+        if (found := loss(model)) < least:
+            best, least = ridge, found
+    return none if best is None else _ridges(phi, error, (best,))[0]
+
+
+def _ridges(x: np.ndarray, y: np.ndarray, strengths: tuple[float, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(E, e) of y ≈ x E + e for every strength, a share of each feature's own variance."""
+    mean, mean_y = x.mean(0), y.mean(0)
+    centred = x - mean
+    gram, cross = centred.T @ centred, centred.T @ (y - mean_y)
+    own = np.diag(gram) + 0.01 * np.diag(gram).mean() + 1e-9
+    models = (np.linalg.solve(gram + np.diag(s * own), cross) for s in strengths)
+    return [(e, mean_y - mean @ e) for e in models]

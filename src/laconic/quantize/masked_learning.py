@@ -47,12 +47,12 @@ class Learner:
     def __init__(self, d: int, h: int, seed: int = 0) -> None:
         import torch
 
-        from ..kernels.masked import FEATURES, first_units
+        from ..kernels.masked import FEATURES, degrees, first_units
 
         self.d, self.h = d, h
         self.draw = torch.Generator().manual_seed(seed)
         self.first = first_units(d, h)
-        degree = torch.from_numpy(np.searchsorted(self.first, np.arange(h), "right") - 1)  # units see this many
+        degree = torch.from_numpy(degrees(d, h))  # units see this many
         at = torch.arange(d)
         self.sees = (at < degree[:, None]).float().repeat(1, FEATURES)  # (h, 3d)
         self.feeds = (degree <= at[:, None]).float().repeat(2, 1)  # (2d, h)
@@ -111,7 +111,7 @@ class Learner:
     def network(self, step: float, low: np.ndarray, high: np.ndarray) -> tuple[Network, tuple[int, int, int]]:
         """For levels of a step, near the one that was learned with; and the exponents of its three kinds of weights."""
         from ..kernels.autoregressive import ONE
-        from ..kernels.masked import FEATURES, Network
+        from ..kernels.masked import FEATURES, Network, gains
 
         d, h, ratio = self.d, self.h, self.step / step
         first, second, skip, unit, out = (w.double().numpy() for w in self.weights)
@@ -160,10 +160,3 @@ class Learner:
         above = torch.where(q >= self.high, 1.0, torch.sigmoid((q + 0.5 - p) * narrow))
         below = torch.where(q <= self.low, 0.0, torch.sigmoid((q - 0.5 - p) * narrow))
         return -torch.log2((above - below).clamp_min(2.0**-18))
-
-
-def gains(inward: int, outward: int, across: int) -> np.ndarray:
-    """`Network.gains` of the exponents of weights."""
-    from ..kernels.masked import FINE
-
-    return np.ldexp(1.0, np.array([FINE - inward, 12 - FINE - outward, 12 - across]))
