@@ -28,7 +28,8 @@ FLAT = (
     ("pq", 2.0, {"index_bits": 4}, N // 10, ("PQ64x4fs",), None),
 )
 LISTED_BITS = 4.0  # true ones, blocks filled up to 64 vectors in every list included
-# Codes of up to four bits. PQ192x8 is scanned without registers and learns for minutes with every number of lists; it is left out.
+# Codes of up to four bits. PQ192x8, which learns for minutes with every number of lists and is scanned without registers, is left
+# out.
 LISTED = ("SQ4", "RaBitQ3", "PQ{d}x4fs")
 
 
