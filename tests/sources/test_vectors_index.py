@@ -79,6 +79,18 @@ def test_every_list_read_is_every_vector_read() -> None:
         index.search(queries, 3, probe=0)
 
 
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_a_short_list_finds_what_is_near(metric: str) -> None:
+    index, q = made("klt-levels", 900, metric=metric, lists=6), vectors(20, 2)
+    exact, ids = index.search(q, 5, probe=4)
+    for shortlist in (900, 60):
+        found, names = index.search(q, 5, probe=4, shortlist=shortlist)
+        hits = [len(set(a) & set(b)) for a, b in zip(ids.tolist(), names.tolist(), strict=True)]
+        assert np.mean(hits) > 4.9 and (shortlist == 60 or (names == ids).all())
+    with pytest.raises(BadConfig, match="shortlist=-1"):
+        index.search(q, 5, shortlist=-1)
+
+
 def test_threads_change_nothing() -> None:
     a, b = made(lists=6), made(lists=6, threads=3)
     q = vectors(5, 2)

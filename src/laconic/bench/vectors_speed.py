@@ -143,16 +143,16 @@ def queries(base: np.ndarray, asked: np.ndarray, truth: np.ndarray) -> Iterator[
 
 
 def _ours(base: np.ndarray, asked: np.ndarray, n: int, recall: Callable[[np.ndarray], float]) -> Listed:
-    """klt-levels at the most bits that stay within `LISTED_BITS`."""
+    """klt-levels at the most bits that stay within `LISTED_BITS`, with a short list of twice what is asked for."""
     bits = LISTED_BITS
     while True:
         index = Index(base.shape[1], recipe="klt-levels", bits=bits, lists=n, threads=2).train(base[::3]).add(base)
         if index.bits_per_dim <= LISTED_BITS:
             break
         bits *= 0.995 * LISTED_BITS / index.bits_per_dim
-    probe, reached = _reached(n, lambda p: recall(index.search(asked, K, probe=p)[1]))
+    probe, reached = _reached(n, lambda p: recall(index.search(asked, K, probe=p, shortlist=2 * K)[1]))
     name = f"lists, klt-levels, {index.bits_per_dim:.2f} bits, {probe} of {n}"
-    return Listed(name, reached, lambda: index.search(asked, K, probe=probe)[1])
+    return Listed(name, reached, lambda: index.search(asked, K, probe=probe, shortlist=2 * K)[1])
 
 
 def _theirs(base: np.ndarray, asked: np.ndarray, n: int, spec: str, recall: Callable[[np.ndarray], float]) -> Listed:

@@ -879,6 +879,75 @@ def _some(counter, costs, where_codes, share, query, list_, dead, cost, number):
                     begin, piece = end, 64
 
 
+@njit(cache=True, nogil=True)
+def _kept(estimate, at, n, most, room):
+    """How many of n estimates are at most `most`; moved to the front, no more of the equal ones than there is room for."""
+    m = 0
+    for i in range(n):
+        if estimate[i] <= most:
+            estimate[m], at[m], m = estimate[i], at[i], m + 1
+    over, n, m = m - room, m, 0
+    for i in range(n):
+        if over > 0 and estimate[i] == most:
+            over -= 1
+            continue
+        estimate[m], at[m], m = estimate[i], at[i], m + 1
+    return m
+
+
+@njit(cache=True, nogil=True)
+def _part_shortly(costs, part, dead, scratch, estimate, at, short, short_number, cost, number):
+    """Estimates every vector of a part by its sum, and costs those that are on the short list when the part has been read."""
+    n, codes, numbers, fine = part
+    n_columns, sums, m, r = costs.where.n_columns, scratch.sums, 0, short.shape[0]
+    step, base, rest = scratch.made[0], scratch.made[1], scratch.made[2]
+    low = rest + base + step * np.float32(0.5 * n_columns)  # entries are rounded down by half a step, as they come
+    for block in range((n + 63) // 64):
+        room = min(max((short[0] - low) / step, np.float32(-1)), np.float32(65535))
+        if room < 0:
+            break
+        _sum_block(codes, 32 * n_columns * block, scratch.table, 0, n_columns, sums)
+        mask = _at_most(sums, np.uint16(room))
+        while mask:
+            s = _lowest(mask)
+            mask &= mask - np.uint64(1)
+            place = 64 * block + _vector(s)
+            found = low + step * np.float32(sums[s])
+            if place >= n or found > short[0] or (dead.shape[0] and dead[numbers[place]]):
+                continue
+            _push(short, short_number, found, numbers[place])
+            estimate[m], at[m], m = found, place, m + 1
+        if m > at.shape[0] - 64:
+            m = _kept(estimate, at, m, short[0], r)
+    limit = _limit(costs.kind, costs.least, costs.most, np.float32(np.inf))[1]
+    for i in range(_kept(estimate, at, m, short[0], r)):
+        block, place = at[i] // 64, at[i] % 64
+        c = _cost(costs, codes, fine, block, place, scratch.shifted, scratch.f, rest, limit, cost[0])
+        _push(cost, number, c, numbers[at[i]])
+
+
+@njit(cache=True, nogil=True)
+def _shortly(counter, costs, where_codes, share, query, list_, dead, short, short_number, cost, number):
+    """As `_some`, but only the vectors of a query are costed that are on its short list, of least estimates, float32
+    (n_queries, r), when their part has been read."""
+    costs, scratch, dead = _lent_costs(costs), _scratch(costs, 1, cost.shape[1]), _lent(dead)
+    room = 4 * short.shape[1] + 128
+    estimate, at = np.empty(room, np.float32), np.empty(room, np.int64)
+    while True:
+        s = take(counter, np.int64(1))
+        if s >= share.shape[0] - 1:
+            return
+        for p in range(share[s], share[s + 1]):
+            q, found = query[p], list_[p]
+            one = _of(scratch, 0)
+            _prepare(costs, q, found, short[q, 0], one)
+            for b in range(where_codes.first[found], where_codes.first[found + 1]):
+                _part_shortly(
+                    costs, _block(costs, where_codes, b), dead, one, estimate, at, _lent(short[q]), _lent(short_number[q]),
+                    _lent(cost[q]), _lent(number[q]),
+                )  # fmt: skip
+
+
 def neighbours(
     costs: Costs,
     codes: Codes,
@@ -886,12 +955,15 @@ def neighbours(
     *,
     near: np.ndarray | None = None,
     dead: np.ndarray | None = None,
+    shortlist: int = 0,
     threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k least costs of every query, (n, k) float32, and the vectors' numbers, int64; inf and −1 where there are fewer.
 
     near: int64 (n, n_probe), the lists that each query reads, nearest first; by default all blocks are read as one list.
-    dead: bool, by number, what not to find. Of equal costs the lower number is nearer.
+    dead: bool, by number, what not to find. Of equal costs the lower number is nearer. shortlist: of lists, only so many vectors
+    of least sums are costed, k at least, and what is among them is found; 0 for all that may be among the nearest. COSINES have
+    none.
     """
     n = len(costs.queries)
     cost, number = np.full((n, k), np.inf, np.float32), np.full((n, k), -1, np.int64)
@@ -900,13 +972,18 @@ def neighbours(
         divide(min(threads, -(-n // _TOGETHER)), _all, costs, codes, skip, cost, number)
     elif n:
         # A query's nearest list first, which gives it a limit; then list by list, so that a list is read while in the cache.
+        r = max(shortlist, k)
+        short = np.full((n, r), np.inf, np.float32), np.full((n, r), -1, np.int64)
         group = np.arange(n) * min(n, threads if threads == 1 else _SHARES * threads) // n
         for part in (near[:, :1], near[:, 1:]):
             query, list_ = np.repeat(np.arange(n), part.shape[1]), part.reshape(-1)
             order_ = np.lexsort((list_, group[query]))
             share = np.searchsorted(group[query][order_], np.arange(group[-1] + 2))
             n_threads, pairs = min(threads, len(share) - 1), (query[order_], list_[order_])
-            divide(n_threads, _some, costs, codes, share, *pairs, skip, cost, number)
+            if shortlist and costs.kind != COSINES:
+                divide(n_threads, _shortly, costs, codes, share, *pairs, skip, *short, cost, number)
+            else:
+                divide(n_threads, _some, costs, codes, share, *pairs, skip, cost, number)
     order_ = np.lexsort((number, cost), axis=1)
     return np.take_along_axis(cost, order_, 1), np.take_along_axis(number, order_, 1)
 
