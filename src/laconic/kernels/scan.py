@@ -919,10 +919,10 @@ def _part_shortly(costs, part, dead, scratch, estimate, at, short, short_number,
             estimate[m], at[m], m = found, place, m + 1
         if m > at.shape[0] - 64:
             m = _kept(estimate, at, m, short[0], r)
-    limit = _limit(costs.kind, costs.least, costs.most, np.float32(np.inf))[1]
+    inf = np.float32(np.inf)  # the limit, which COSINES ask for
     for i in range(_kept(estimate, at, m, short[0], r)):
         block, place = at[i] // 64, at[i] % 64
-        c = _cost(costs, codes, fine, block, place, scratch.shifted, scratch.f, rest, limit, cost[0])
+        c = _cost(costs, codes, fine, block, place, scratch.shifted, scratch.f, rest, inf, cost[0])
         _push(cost, number, c, numbers[at[i]])
 
 

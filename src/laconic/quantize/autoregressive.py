@@ -16,7 +16,7 @@ from ..core.wire import MAX_DIMS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..kernels.autoregressive import Laws
+    from ..kernels.autoregressive import Chosen, Laws
 
 _MOST = 4096  # coordinates
 _TRAINING = 1 << 21  # values that are learned from at most, _SOLVING of them while the step is looked for
@@ -103,39 +103,20 @@ class Autoregressive(Stage):
         return Stats()
 
     def encode(self, x: Tensor) -> tuple[bytes, Side]:
-        from ..kernels.autoregressive import choose, encode
+        from ..kernels.autoregressive import choose
 
         laws, _, delta = self._model(BadInput)
-        rows = rows_of(x).astype(np.float64)
-        if rows.shape[1] != len(laws.low):
-            raise BadInput(f"vectors of {rows.shape[1]} values for laws of {len(laws.low)}")
-        coarser = octaves_beyond(rows, delta)
-        code = encode(choose(rows / math.ldexp(delta, coarser), laws, self.lam)).tobytes() if rows.size else b""
-        return code, {"rows": np.array(x.shape[:-1], np.int64), "coarser": np.array([coarser], np.uint8)}
+        return code_of(rows_of(x), x.shape[:-1], len(laws.low), delta, lambda t: choose(t, laws, self.lam))
 
     def decode(self, y: bytes, side: Side) -> Tensor:
-        import torch
-
         from ..kernels.autoregressive import ONE, decode
 
         laws, shift, delta = self._model(CorruptStream)
-        d = len(laws.low)
-        outer, coarser = outer_of(side, d)
-        n = math.prod(outer)
-        claim(11 * n * d, f"vectors {outer} of {d}")
-        if not n:
-            if y:
-                raise CorruptStream(f"{len(y)} bytes for no vectors")
-            return torch.zeros((*outer, d))
-        q, way, octave = decode(np.frombuffer(y, np.uint8), laws, n)
-        step = math.ldexp(delta, coarser) / ONE
-        most = float(np.finfo(np.float32).max)
-        out = np.empty((n, d), np.float32)
-        for at in range(0, n, rows := max(1, _TOGETHER // d)):
-            part = slice(at, at + rows)
-            fine = q[part].astype(np.int64) * ONE + _shifted(way[part], octave[part], shift)
-            out[part] = np.clip(fine.astype(np.float64) * step, -most, most)
-        return torch.from_numpy(out.reshape(*outer, d))
+
+        def steps(q: np.ndarray, way: np.ndarray, octave: np.ndarray) -> np.ndarray:
+            return (q.astype(np.int64) * ONE + _shifted(way, octave, shift)) / ONE
+
+        return array_of(y, side, len(laws.low), delta, 11, lambda code, n: decode(code, laws, n), steps)
 
     def _model(self, error: type[Exception]) -> tuple[Laws, np.ndarray, float]:
         from ..kernels.autoregressive import POINTS, SPAN, Laws
@@ -203,6 +184,44 @@ def solve_step(rate: Callable[[float], float], bits: float, rows: np.ndarray, st
             u = floor
             break
     return 2.0**u
+
+
+def code_of(
+    rows: np.ndarray, outer: tuple[int, ...], d: int, delta: float, choose: Callable[[np.ndarray], Chosen]
+) -> tuple[bytes, Side]:
+    """The code of rows (n, d) and its side information. choose: levels for values in steps."""
+    from ..kernels.autoregressive import encode
+
+    if rows.shape[1] != d:
+        raise BadInput(f"vectors of {rows.shape[1]} values for laws of {d}")
+    rows = rows.astype(np.float64)
+    coarser = octaves_beyond(rows, delta)
+    code = encode(choose(rows / math.ldexp(delta, coarser))).tobytes() if rows.size else b""
+    return code, {"rows": np.array(outer, np.int64), "coarser": np.array([coarser], np.uint8)}
+
+
+def array_of(
+    y: bytes, side: Side, d: int, delta: float, working: int,
+    levels: Callable[[np.ndarray, int], tuple[np.ndarray, ...]], steps: Callable[..., np.ndarray],
+) -> Tensor:  # fmt: skip
+    """The array of a code, float32. working: bytes a value that decoding takes. levels: arrays (n, d) of a code and n; steps:
+    float64 values, in steps, of some rows of these. Raises CorruptStream."""
+    import torch
+
+    outer, coarser = outer_of(side, d)
+    n = math.prod(outer)
+    claim(working * n * d, f"vectors {outer} of {d}")
+    if not n:
+        if y:
+            raise CorruptStream(f"{len(y)} bytes for no vectors")
+        return torch.zeros((*outer, d))
+    found = levels(np.frombuffer(y, np.uint8), n)
+    step, most = math.ldexp(delta, coarser), float(np.finfo(np.float32).max)
+    out = np.empty((n, d), np.float32)
+    for at in range(0, n, rows := max(1, _TOGETHER // d)):
+        part = slice(at, at + rows)
+        out[part] = np.clip(steps(*(a[part] for a in found)) * step, -most, most)
+    return torch.from_numpy(out.reshape(*outer, d))
 
 
 def outer_of(side: Side, d: int) -> tuple[list[int], int]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
-from ..core.errors import BadConfig, BadInput, CorruptStream, NotFitted, claim
+from ..core.errors import BadConfig, BadInput, CorruptStream, NotFitted
 from ..core.stage import Kind, Leaf, Side, Stage, Stats, learned
 from ..core.telling import tell
-from .autoregressive import check_rate, limited, octaves_beyond, outer_of, ranges, rows_of, size_of, solve_step, within
+from .autoregressive import array_of, check_rate, code_of, limited, ranges, rows_of, size_of, solve_step, within
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,6 @@ _ROUNDS = (0.2, 0.2, 0.6)
 _SEEN = 20  # times that a vector is looked at
 _RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _FARTHEST = 2.0  # steps that the last look moves a value
-_TOGETHER = 1 << 16  # values that are decoded to floats at a time
 
 
 @dataclass(frozen=True)
@@ -134,43 +133,24 @@ class Masked(Stage):
         return Stats()
 
     def encode(self, x: Tensor) -> tuple[bytes, Side]:
-        from ..kernels.autoregressive import encode
         from ..kernels.masked import choose
 
         net, _, _, delta = self._model(BadInput)
-        rows = rows_of(x, _MOST).astype(np.float64)
-        if rows.shape[1] != len(net.low):
-            raise BadInput(f"vectors of {rows.shape[1]} values for laws of {len(net.low)}")
-        coarser = octaves_beyond(rows, delta)
-        code = encode(choose(rows / math.ldexp(delta, coarser), net, self.lam)).tobytes() if rows.size else b""
-        return code, {"rows": np.array(x.shape[:-1], np.int64), "coarser": np.array([coarser], np.uint8)}
+        return code_of(rows_of(x, _MOST), x.shape[:-1], len(net.low), delta, lambda t: choose(t, net, self.lam))
 
     def decode(self, y: bytes, side: Side) -> Tensor:
-        import torch
-
         from ..kernels.masked import decode
 
         net, last, moved, delta = self._model(CorruptStream)
-        d = len(net.low)
-        outer, coarser = outer_of(side, d)
-        n = math.prod(outer)
-        claim(8 * n * d, f"vectors {outer} of {d}")
-        if not n:
-            if y:
-                raise CorruptStream(f"{len(y)} bytes for no vectors")
-            return torch.zeros((*outer, d))
-        q = decode(np.frombuffer(y, np.uint8), net, n)
-        step = math.ldexp(delta, coarser)
-        most = float(np.finfo(np.float32).max)
-        out = np.empty((n, d), np.float32)
-        for at in range(0, n, rows := max(1, _TOGETHER // d)):
-            some = q[at : at + rows].astype(np.float64)
-            fine = _features(some, net.centre) @ last  # whole numbers below 2^53: exact in any order
-            way = np.clip(
-                fine * moved[0] + moved[1:], -_FARTHEST, _FARTHEST
-            )  # so that one odd level moves no other far
-            out[at : at + rows] = np.clip((some + way) * step, -most, most)
-        return torch.from_numpy(out.reshape(*outer, d))
+
+        def steps(q: np.ndarray) -> np.ndarray:
+            some = q.astype(np.float64)
+            way = (_features(some, net.centre) @ last) * moved[0] + moved[
+                1:
+            ]  # a sum of whole numbers below 2^53: in any order
+            return some + np.clip(way, -_FARTHEST, _FARTHEST)  # so that one odd level moves no other far
+
+        return array_of(y, side, len(net.low), delta, 8, lambda code, n: (decode(code, net, n),), steps)
 
     def _model(self, error: type[Exception]) -> tuple[Network, np.ndarray, np.ndarray, float]:
         """(network, E in whole numbers, (what one of them is worth, e), Δ)."""
