@@ -92,7 +92,7 @@ def test_bad_settings_and_input_are_named() -> None:
         stage.encode(bad)
 
 
-@pytest.mark.parametrize("what", ["law", "offsets", "model", "delta", "least"])
+@pytest.mark.parametrize("what", ["law", "offsets", "model", "delta", "least", "least integer"])
 def test_damaged_laws_are_refused(what: str) -> None:
     stage = Autoregressive().fit(rows(200))
     data, side = stage.encode(rows(10))
@@ -102,6 +102,7 @@ def test_damaged_laws_are_refused(what: str) -> None:
         "offsets": {"offsets": stage.offsets[:, :5]},
         "model": {"model": np.zeros((24, 23))},
         "delta": {"delta": np.array([np.nan])},
+        "least integer": {"offsets": np.where(np.arange(6)[:, None] == 4, -(2**63), stage.offsets)},
         "least": {"offsets": np.where(np.arange(6)[:, None] == 3, 0, stage.offsets)},
     }[what]
     with pytest.raises(CorruptStream), decode_budget(1 << 24):
