@@ -124,48 +124,6 @@ def test_points_of_several_coordinates(bits: list[int], kind: int) -> None:
     np.testing.assert_array_equal(fast[1], plain[1])
 
 
-@pytest.mark.parametrize(("bits", "longer"), [([4] * 21, 3), ([7, 6, 5, 4, 3, 2, 1, 0] * 3, 30)])
-@pytest.mark.parametrize("kind", [SQUARES, PRODUCTS, COSINES])
-def test_a_short_list_of_all_is_no_short_list(bits: list[int], longer: int, kind: int) -> None:
-    """Of many it costs them as they are, and misses few of those that are nearest; COSINES have none. The first of 7 bits
-    weigh most and are known to 4 when lists are made, so that these must be longer."""
-    sizes = (2600, 40, 2500, 700)
-    where, levels, blocks = data(bits, 6, sizes)
-    rng = np.random.default_rng(7)
-    queries, origins = (rng.standard_normal((n, len(bits))).astype(np.float32) / 2 for n in (9, 2))
-    costs = costs_of(kind, where, levels, queries, origins, (0.0, 1e4))
-    near, dead = np.tile(np.arange(2), (9, 1)), rng.random(sum(sizes)) < 0.3
-    for k in (1, 10, 300):
-        plain = neighbours_plain(costs, blocks, k, near, dead)
-        every = found(costs, blocks, k, near=near, dead=dead, shortlist=sum(sizes))
-        np.testing.assert_array_equal(every[0], plain[0])
-        np.testing.assert_array_equal(every[1], plain[1])
-        for threads in (1, 3):
-            few = found(costs, blocks, k, near=near, dead=dead, shortlist=longer * k, threads=threads)
-            hits = [len(set(a) & set(b)) for a, b in zip(few[1].tolist(), plain[1].tolist(), strict=True)]
-            assert np.mean(hits) > 0.97 * k and (few[0] >= plain[0]).all()
-        everything = neighbours_plain(costs, blocks, sum(sizes), near, dead)
-        for q in range(9):
-            true = dict(zip(everything[1][q].tolist(), everything[0][q].tolist(), strict=True))
-            assert all(true[v] == c for c, v in zip(*(x[q].tolist() for x in few), strict=True) if v >= 0)
-
-
-def test_a_short_list_costs_no_more_than_it_holds() -> None:
-    """Where all vectors are alike, and their estimates with them."""
-    where = columns(np.full(8, 4, np.uint8))
-    codes = pack_columns(np.full((3000, 8), 5, np.uint8), where)
-    blocks = [(0, codes, np.arange(3000, dtype=np.int64))]
-    costs = costs_of(
-        SQUARES,
-        where,
-        [np.arange(16, dtype=np.float32)] * 8,
-        np.zeros((2, 8), np.float32),
-        np.zeros((1, 8), np.float32),
-    )
-    cost, number = found(costs, blocks, 10, near=np.zeros((2, 1), np.int64), shortlist=20)
-    assert (cost == 200).all() and all(len(set(row)) == 10 for row in number.tolist())
-
-
 def test_few_are_costed() -> None:
     """Of vectors that lie apart, sums leave out nearly all: what is costed is a small share of what is read."""
     rng = np.random.default_rng(3)

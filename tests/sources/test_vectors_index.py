@@ -80,15 +80,53 @@ def test_every_list_read_is_every_vector_read() -> None:
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
-def test_a_short_list_finds_what_is_near(metric: str) -> None:
-    index, q = made("klt-levels", 900, metric=metric, lists=6), vectors(20, 2)
-    exact, ids = index.search(q, 5, probe=4)
-    for shortlist in (900, 60):
-        found, names = index.search(q, 5, probe=4, shortlist=shortlist)
+@pytest.mark.parametrize("lists", [0, 6])
+@pytest.mark.parametrize("coarse", [0, 2])
+def test_a_short_list_finds_what_is_near(metric: str, lists: int, coarse: int) -> None:
+    index, q = made("klt-levels", 900, metric=metric, lists=lists, coarse=coarse), vectors(20, 2)
+    probe = {"probe": 4} if lists else {}
+    exact, ids = index.search(q, 5, shortlist=0, **probe)
+    for shortlist in (10**12, 60):
+        found, names = index.search(q, 5, shortlist=shortlist, **probe)
         hits = [len(set(a) & set(b)) for a, b in zip(ids.tolist(), names.tolist(), strict=True)]
-        assert np.mean(hits) > 4.9 and (shortlist == 60 or (names == ids).all())
+        assert np.mean(hits) > (4.5 if coarse else 4.9) and (shortlist == 60 or (names == ids).all())
+        np.testing.assert_allclose(found[names == ids], exact[names == ids], rtol=1e-5, atol=1e-5)
     with pytest.raises(BadConfig, match="shortlist=-1"):
         index.search(q, 5, shortlist=-1)
+
+
+def test_a_coarse_index_has_a_short_list_by_itself(tmp_path: Path) -> None:
+    """And is what it was after a file, a merge, a removal and more vectors; what cannot be coarse says so."""
+    index, q = made("klt-levels", 900, lists=6, coarse=2), vectors(20, 2)
+    few = index.search(q, 5, probe=4)
+    for a, b in zip(few, index.search(q, 5, probe=4, shortlist=32), strict=True):
+        np.testing.assert_array_equal(a, b)
+    before = index.nbytes
+    index.save(tmp_path / "x")
+    again = Index.load(tmp_path / "x")
+    assert again.coarse == again.report()["coarse"] == 2 and 0 <= before - again.nbytes - 2 * 900 < 2 * 64 * 6
+    for a, b in zip(few, again.search(q, 5, probe=4), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(again.reconstruct(np.arange(9)), index.reconstruct(np.arange(9)))
+    again.remove(few[1][:, 0])
+    assert not np.isin(again.search(q, 5, probe=4)[1], few[1][:, 0]).any()
+    again.add(q)
+    assert (again.search(q, 1, probe=6, shortlist=200)[1][:, 0] >= 900).mean() > 0.9
+    with pytest.raises(ModelMismatch):
+        index.empty().merge(made("klt-levels", 900, lists=6))
+    with pytest.raises(BadConfig, match="no fast scan"):
+        made("klt-trellis", 900, coarse=2)
+    with pytest.raises(BadConfig, match="coarse=8"):
+        Index(8, coarse=8)
+
+
+def test_rescoring_has_as_many_candidates_as_it_asks_for(tmp_path: Path) -> None:
+    x, q = vectors(900), vectors(20, 2)
+    index = Index(x.shape[1], recipe="klt-levels", bits=3, coarse=2, originals=tmp_path / "o").train(x).add(x)
+    found, ids = index.search(q, 5, rescore=400)
+    true = np.square(q[:, None].astype(np.float64) - x[None]).sum(2)
+    np.testing.assert_array_equal(ids, np.argsort(true, 1)[:, :5])
+    np.testing.assert_allclose(found, np.sort(true, 1)[:, :5], rtol=1e-4)
 
 
 def test_threads_change_nothing() -> None:
@@ -165,7 +203,7 @@ def test_originals_that_cannot_win_are_not_read(metric: str, tmp_path: Path, mon
     cost[:, 5] = np.inf
     exact = np.argsort(cost, 1, kind="stable")[:, :5]
     read: list[int] = []
-    monkeypatch.setattr(module, "costs", lambda q, v, m: (read.append(len(v)), costs(q, v, m))[1])
+    monkeypatch.setattr(module, "costs", lambda q, v, m, *p: (read.append(len(v)), costs(q, v, m, *p))[1])
     for one in (index, Index.load(tmp_path / "x", originals=tmp_path / "x.f32")):
         read.clear()
         shown, ids = one.search(q, 5, probe=3, rescore=899)
@@ -423,10 +461,48 @@ def test_files_of_version_2_open_and_find_the_same(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(data)
     for a, b in zip(Index.load(tmp_path / "x").search(q, 5, probe=3), wanted, strict=True):
         np.testing.assert_array_equal(a, b)
-    data[len(saving.MAGIC)] = 4
+    data[len(saving.MAGIC)] = 5
     (tmp_path / "x").write_bytes(data)
-    with pytest.raises(CorruptStream, match="versions 1 to 3"):
+    with pytest.raises(CorruptStream, match="versions 1 to 4"):
         Index.load(tmp_path / "x")
+
+
+@pytest.mark.parametrize("recipe", ["pq", "klt-levels"])
+def test_files_of_version_3_open_and_find_the_same(recipe: str, tmp_path: Path) -> None:
+    """In version 3 fine bits were planes of 64 vectors, and there were no coarse columns."""
+    from laconic.core.wire import Reader, read_sections, write_sections
+    from laconic.kernels.columns import unpack_columns
+    from laconic.sources.vectors import saving
+
+    index, q = made(recipe, lists=3, bits=4.0), vectors(6, 2)
+    wanted, scan, stage = index.search(q, 5, probe=3), index._scan(), index.stage
+    assert scan is not None and stage is not None and scan.where.n_fine
+    low, old = scan.where.low, []
+    for block in index._blocks:
+        side, n = read_sections(stage, Reader(block.data)), len(block.numbers)
+        codes = unpack_columns(np.frombuffer(side["payload"], np.uint8), scan.where, n)
+        planes = b"".join(
+            np.packbits(codes[at : at + 64, j] >> b & 1, bitorder="little").tobytes().ljust(8, b"\0")
+            for at in range(0, n, 64)
+            for j in range(codes.shape[1])
+            for b in range(low[j])
+        )
+        side["payload"] = side["payload"][: scan.where.column_bytes(n)] + planes
+        old.append(block._replace(data=write_sections(stage, side)))
+    index._blocks = old
+    index.save(tmp_path / "x")
+    data = (tmp_path / "x").read_bytes()
+    at = len(saving.MAGIC)
+    size = int.from_bytes(data[at + 1 : at + 9], "little")
+    text = data[at + 9 : at + 9 + size].replace(b'"coarse":0,', b"")
+    head = saving.MAGIC + b"\3" + len(text).to_bytes(8, "little") + text + saving.checksum(text)
+    (tmp_path / "x").write_bytes(head + data[at + 13 + size :])
+    found = Index.load(tmp_path / "x")
+    for a, b in zip(found.search(q, 5, probe=3), wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+    found.save(tmp_path / "y")
+    assert (tmp_path / "y").read_bytes()[at] == 4
+    np.testing.assert_array_equal(Index.load(tmp_path / "y").search(q, 5, probe=3)[1], wanted[1])
 
 
 def test_filtered_search_in_lists_and_product_codes() -> None:

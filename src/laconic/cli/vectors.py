@@ -29,6 +29,9 @@ def build(
     bits: Annotated[float, typer.Option("--bits", help="Bits a coordinate.")] = 4.0,
     lists: Annotated[int, typer.Option("--lists", help="Inverted lists, 0 for none.")] = 0,
     balanced: Annotated[bool, typer.Option("--balanced", help="Lists of about equal size.")] = False,
+    coarse: Annotated[
+        int, typer.Option("--coarse", help="Bits of a coordinate that only a search's short list is compared by.")
+    ] = 0,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     column: Annotated[str | None, typer.Option("--column", help="Of a Parquet file; the only one by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a build that was stopped.")] = False,
@@ -43,12 +46,14 @@ def build(
 
     if dry_run:
         return _show(
-            building.plan(source, metric=metric, recipe=recipe, bits=bits, lists=lists, seed=seed, column=column)
+            building.plan(
+                source, metric=metric, recipe=recipe, bits=bits, lists=lists, seed=seed, column=column, coarse=coarse
+            )
         )
     with progress_bar(quiet) as tick:
         index = building.build(
             source, output, metric=metric, recipe=recipe, bits=bits, lists=lists, seed=seed, column=column,
-            balanced=balanced, resume=resume, progress=tick,
+            balanced=balanced, coarse=coarse, resume=resume, progress=tick,
         )  # fmt: skip
     if not quiet:
         _show(index.report())
@@ -60,6 +65,9 @@ def search(
     queries: Annotated[Path, typer.Argument(metavar="Q.npy", help="(n, dim) queries.")],
     k: Annotated[int, typer.Option("-k", help="Neighbours of each.")] = 10,
     probe: Annotated[int | None, typer.Option("--probe", help="Lists that a query reads.")] = None,
+    shortlist: Annotated[
+        int | None, typer.Option("--shortlist", help="Vectors that a query compares by their whole codes; 0 for all.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Also write ids and distances to this .npz.")
     ] = None,
@@ -69,7 +77,7 @@ def search(
 
     from ..sources.vectors.index import Index
 
-    shown, ids = Index.load(stored).search(_mapped(queries), k, probe=probe)
+    shown, ids = Index.load(stored).search(_mapped(queries), k, probe=probe, shortlist=shortlist)
     if output is not None:
         np.savez(output, distances=shown, ids=ids)
         return

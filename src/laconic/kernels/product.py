@@ -18,6 +18,7 @@ from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from laconic.core.errors import BadInput
+from laconic.kernels.sharing import divide, take
 
 __all__ = ["product", "product_plain"]
 
@@ -38,6 +39,7 @@ _MAX_ROWS = 12 if _WIDE else 4
 _K_BLOCK = 256  # a packed panel of m, K_BLOCK × 2 vectors, stays in the first-level cache
 _ROW_BLOCK = 240  # packed rows of x, ROW_BLOCK × K_BLOCK, stay in the second-level cache
 _COLUMN_BLOCK = 2048
+_ROWS_A_THREAD = 60  # at least, or packing m costs more than it brings
 
 _ONE, _TWO = (0,), (0, 0)
 _R4, _R8, _R12 = (0,) * 4, (0,) * 8, (0,) * 12
@@ -248,7 +250,19 @@ def _checked(x: np.ndarray, m: np.ndarray, transposed: bool, out: np.ndarray | N
     return out
 
 
-def product(x: np.ndarray, m: np.ndarray, *, transposed: bool = False, out: np.ndarray | None = None) -> np.ndarray:
+@njit(cache=True, nogil=True)
+def _rows(counter, x, m, transposed, out, lanes, n):
+    """n rows at a time, until none is left."""
+    while True:
+        at = take(counter, n)
+        if at >= len(x):
+            return
+        _product(x[at : at + n], m, transposed, out[at : at + n], lanes)
+
+
+def product(
+    x: np.ndarray, m: np.ndarray, *, transposed: bool = False, out: np.ndarray | None = None, threads: int = 1
+) -> np.ndarray:
     """x @ m, or x @ m.T, each entry summed in the order of k by fused multiply-adds.
 
     **Shapes** x: (n_rows, K); m: (K, n_columns), or (n_columns, K) if `transposed`; both float32 or both float64,
@@ -259,6 +273,9 @@ def product(x: np.ndarray, m: np.ndarray, *, transposed: bool = False, out: np.n
         out[:] = 0
     elif out.size and x.shape[0] < 4 and not transposed:
         _product_plain(x, m, transposed, out)  # memory-bound: packing m would cost more than the product
+    elif out.size and threads > 1 and x.shape[0] >= 2 * _ROWS_A_THREAD:
+        n = -(-x.shape[0] // (2 * threads))  # every share packs m once more
+        divide(threads, _rows, x, m, transposed, out, vector_length(x.itemsize), np.int64(max(n, _ROWS_A_THREAD)))
     elif out.size:
         _product(x, m, transposed, out, vector_length(x.itemsize))
     return out

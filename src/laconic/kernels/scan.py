@@ -30,13 +30,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from laconic.core.errors import BadInput
-from laconic.kernels.columns import Columns, unpack_columns_plain
+from laconic.kernels.columns import Columns, fine_code, unpack_columns_plain
 from laconic.kernels.sharing import divide, take
 from laconic.kernels.vectors import FLOATS, I8, I32, I64, WORDS, Arrays, all_lanes, call, has, order, splat
 
 __all__ = [
-    "COSINES", "PRODUCTS", "SQUARES", "Codes", "Costs", "block_sums", "block_sums_plain", "costs_of", "neighbouring",
-    "neighbours", "neighbours_plain", "tables", "tables_plain",
+    "COSINES", "PRODUCTS", "SQUARES", "Codes", "Costs", "block_sums", "block_sums_plain", "costs_of", "costs_plain",
+    "neighbouring", "neighbours", "neighbours_plain", "tables", "tables_plain",
 ]  # fmt: skip
 
 _I16 = ir.IntType(16)
@@ -356,10 +356,10 @@ class Costs(NamedTuple):
     kind: SQUARES Σ (v_j − o_j − y_j)², PRODUCTS −Σ v_j (o_j + y_j), COSINES the same over the norm of o + y.
     where: see `Columns`, of codes. levels: float32, the points of every code behind those of the one before, from start[u] on.
     term: int64 (C + 1,); member: int32 (m,), coordinates that are in column c, from term[c] on; low, high: float32 (m, 16),
-    least and greatest of what each may be for each nibble. partial: int32 (n, 8), codes of columns that do not hold all their
-    bits, column after column, alike ones together and those first that leave most open; then codes without a column. Of each:
-    its column or −1, shift and mask in the nibble, bits in planes, their first plane, where its levels start, its first
-    coordinate, and how many it has. least_all, most_all: float32 (r,), of all points.
+    least and greatest of what each may be for each nibble. steps: int32 (n_codes, 8), of each code: its column or −1, shift and
+    mask in the nibble, fine bits, their place, where its levels start, its first coordinate, and how many it has. partial: the
+    steps of codes of columns that do not hold all their bits, column after column, alike ones together and those first that
+    leave most open; then of codes without a column. least_all, most_all: float32 (r,), of all points.
     least, most: squared norms of all vectors lie between (COSINES). queries: v, float32 (n, r). origins: o, float32
     (n_lists, r).
     """
@@ -373,6 +373,7 @@ class Costs(NamedTuple):
     member: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    steps: np.ndarray
     partial: np.ndarray
     least_all: np.ndarray
     most_all: np.ndarray
@@ -414,20 +415,20 @@ def costs_of(
     alike: dict[tuple[int, ...], list[int]] = {}  # one after the other, so that the reader's branches are foreseen
     for c in sorted(short, key=lambda c: -spread[c]):
         alike.setdefault(tuple(where.low[members[c]]), []).append(c)
-    partial = [u for c in chain.from_iterable(alike.values()) for u in members[c]]
+    partial: list[int] = [u for c in chain.from_iterable(alike.values()) for u in members[c]]
     partial += [int(u) for u in np.flatnonzero((where.top == 0) & (where.bits > 0))]
     start = np.cumsum([0, *(x.size for x in points[:-1])], dtype=np.int64)
     steps = np.stack(
-        [where.column, where.shift, (1 << where.top.astype(np.int32)) - 1, where.low, where.plane, start[: len(right)],
+        [where.column, where.shift, (1 << where.top.astype(np.int32)) - 1, where.low, where.fine, start[: len(right)],
          first[:-1], np.diff(first)], 1, dtype=np.int32, casting="unsafe",
-    )[np.array(partial, np.int64)]  # fmt: skip
+    )  # fmt: skip
     least_all, most_all = (
         np.concatenate([f(x, 0) for x in points]) if points else np.empty(0, np.float32) for f in (np.min, np.max)
     )
     flat = np.concatenate([x.reshape(-1) for x in points]) if points else np.empty(0, np.float32)
     return Costs(
-        kind, where, flat, start, first, term, member, low, high, steps, least_all, most_all, *norms,
-        np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(origins, np.float32),
+        kind, where, flat, start, first, term, member, low, high, steps, steps[np.array(partial, np.int64)], least_all, most_all,
+        *norms, np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(origins, np.float32),
     )  # fmt: skip
 
 
@@ -514,14 +515,13 @@ def _prepare(costs, q, list_, worst, scratch):
 
 @njit(cache=True, nogil=True, inline="always")  # a call would pass every array of `where`
 def _code(where, codes, fine, block, i, u):
-    """Code u of vector i of a block. fine: byte at which planes begin."""
-    low, code = where.bits[u] - where.top[u], 0
+    """Code u of vector i of a block. fine: byte at which fine bits begin."""
+    low, code = np.int64(where.bits[u] - where.top[u]), 0
     if where.top[u]:
         nibble = codes[32 * (where.n_columns * block + where.column[u]) + i % 32] >> 4 * (i // 32)
         code = ((nibble >> where.shift[u]) & ((1 << where.top[u]) - 1)) << low
-    at = fine + 8 * (where.n_planes * block + where.plane[u]) + i // 8
-    for b in range(low):
-        code |= ((codes[at + 8 * b] >> (i % 8)) & 1) << b
+    if low:
+        code |= fine_code(codes, 8 * fine + (64 * block + i) * where.n_fine + where.fine[u], low)
     return code
 
 
@@ -532,14 +532,14 @@ def _exactly(kind, v, y):
 
 
 @njit(cache=True, nogil=True)
-def _refined(kind, partial, levels, least, most, codes, columns_at, planes_at, i, shifted, f, total, worst):
+def _refined(kind, partial, levels, least, most, codes, columns_at, fine_at, i, shifted, f, total, worst):
     """Cost of vector i of a block, SQUARES or PRODUCTS, from its Σ F: what columns are short of it is put on top, in float32.
     Where it is above the worst, it may be anything above, for nothing that is put on top is below 0.
 
-    columns_at, planes_at: bytes at which those of the block begin. The rest as in `Costs`; arrays one by one, for a tuple of
-    them would be counted as it is passed.
+    columns_at: byte at which those of the block begin. fine_at: bit at which those of the vector do. The rest as in `Costs`;
+    arrays one by one, for a tuple of them would be counted as it is passed.
     """
-    column, up, byte, bit = np.int32(-1), 4 * (i // 32), planes_at + i // 8, i % 8
+    column, up = np.int32(-1), 4 * (i // 32)
     exact, bound, nibble = np.float32(0), np.float32(0), np.int64(0)
     for p in range(0, partial.size, 8):
         c, begin, width = _at(partial, p), np.int64(_at(partial, p + 6)), np.int64(_at(partial, p + 7))
@@ -554,12 +554,9 @@ def _refined(kind, partial, levels, least, most, codes, columns_at, planes_at, i
             else:
                 for j in range(begin, begin + width):
                     bound += _bound(kind, _at(shifted, j), _at(least, j), _at(most, j), shifted[1, j], np.float32(0))
-        low, at = np.int64(_at(partial, p + 3)), byte + 8 * np.int64(_at(partial, p + 4))
-        code = (nibble >> _at(partial, p + 1)) & _at(partial, p + 2)
-        # From the highest bit on, each upon the last: of a sum the compiler makes vectors, too long for one or two bits.
-        while low > 0:
-            low -= 1
-            code = 2 * code + ((np.int64(_at(codes, at + 8 * low)) >> bit) & 1)
+        low = np.int64(_at(partial, p + 3))
+        code = ((nibble >> _at(partial, p + 1)) & _at(partial, p + 2)) << low
+        code |= fine_code(codes, fine_at + _at(partial, p + 4), low)
         at = _at(partial, p + 5) + code * width
         if width == 1:
             exact += _exactly(kind, _at(shifted, begin), _at(levels, at))
@@ -614,13 +611,11 @@ def _lent(typingctx, array):
 @njit(cache=True, nogil=True)
 def _lent_costs(costs):
     w = costs.where
-    where = Columns(
-        _lent(w.bits), _lent(w.column), _lent(w.shift), _lent(w.top), _lent(w.plane), w.n_columns, w.n_planes
-    )
+    where = Columns(_lent(w.bits), _lent(w.column), _lent(w.shift), _lent(w.top), _lent(w.fine), w.n_columns, w.n_fine)
     return Costs(
         costs.kind, where, _lent(costs.levels), _lent(costs.start), _lent(costs.first), _lent(costs.term), _lent(costs.member),
-        _lent(costs.low), _lent(costs.high), _lent(costs.partial), _lent(costs.least_all), _lent(costs.most_all), costs.least,
-        costs.most, _lent(costs.queries), _lent(costs.origins),
+        _lent(costs.low), _lent(costs.high), _lent(costs.steps), _lent(costs.partial), _lent(costs.least_all),
+        _lent(costs.most_all), costs.least, costs.most, _lent(costs.queries), _lent(costs.origins),
     )  # fmt: skip
 
 
@@ -695,7 +690,7 @@ def _cost(costs, codes, fine, block, i, shifted, f, rest, limit, worst):
     elif c <= worst:
         c = _refined(
             costs.kind, costs.partial, costs.levels, costs.least_all, costs.most_all, codes, at,
-            fine + 8 * costs.where.n_planes * block, i, shifted, f, c, worst,
+            8 * fine + (64 * block + i) * costs.where.n_fine, i, shifted, f, c, worst,
         )  # fmt: skip
     return c
 
@@ -814,12 +809,11 @@ def _worth(kind, made_for, worst, least):
 
 @njit(cache=True, nogil=True)
 def _block(costs, where_codes, b):
-    """Of block b: how many vectors, their codes and numbers, and the byte at which planes begin behind the columns."""
+    """Of block b: how many vectors, their codes and numbers, and the byte at which fine bits begin behind the columns."""
     n, n_columns = where_codes.n[b], costs.where.n_columns
-    n_groups = (n + 63) // 64
-    size = n_groups * (32 * n_columns + 8 * costs.where.n_planes)
-    codes = carray(_pointer(where_codes.address[b]), (size,), np.uint8)
-    return n, codes, carray(_pointer(where_codes.numbers[b]), (n,), np.int64), 32 * n_columns * n_groups
+    fine = (n + 63) // 64 * 32 * n_columns
+    codes = carray(_pointer(where_codes.address[b]), (fine + (n * costs.where.n_fine + 7) // 8,), np.uint8)
+    return n, codes, carray(_pointer(where_codes.numbers[b]), (n,), np.int64), fine
 
 
 @njit(cache=True, nogil=True)
@@ -879,75 +873,6 @@ def _some(counter, costs, where_codes, share, query, list_, dead, cost, number):
                     begin, piece = end, 64
 
 
-@njit(cache=True, nogil=True)
-def _kept(estimate, at, n, most, room):
-    """How many of n estimates are at most `most`; moved to the front, no more of the equal ones than there is room for."""
-    m = 0
-    for i in range(n):
-        if estimate[i] <= most:
-            estimate[m], at[m], m = estimate[i], at[i], m + 1
-    over, n, m = m - room, m, 0
-    for i in range(n):
-        if over > 0 and estimate[i] == most:
-            over -= 1
-            continue
-        estimate[m], at[m], m = estimate[i], at[i], m + 1
-    return m
-
-
-@njit(cache=True, nogil=True)
-def _part_shortly(costs, part, dead, scratch, estimate, at, short, short_number, cost, number):
-    """Estimates every vector of a part by its sum, and costs those that are on the short list when the part has been read."""
-    n, codes, numbers, fine = part
-    n_columns, sums, m, r = costs.where.n_columns, scratch.sums, 0, short.shape[0]
-    step, base, rest = scratch.made[0], scratch.made[1], scratch.made[2]
-    low = rest + base + step * np.float32(0.5 * n_columns)  # entries are rounded down by half a step, as they come
-    for block in range((n + 63) // 64):
-        room = min(max((short[0] - low) / step, np.float32(-1)), np.float32(65535))
-        if room < 0:
-            break
-        _sum_block(codes, 32 * n_columns * block, scratch.table, 0, n_columns, sums)
-        mask = _at_most(sums, np.uint16(room))
-        while mask:
-            s = _lowest(mask)
-            mask &= mask - np.uint64(1)
-            place = 64 * block + _vector(s)
-            found = low + step * np.float32(sums[s])
-            if place >= n or found > short[0] or (dead.shape[0] and dead[numbers[place]]):
-                continue
-            _push(short, short_number, found, numbers[place])
-            estimate[m], at[m], m = found, place, m + 1
-        if m > at.shape[0] - 64:
-            m = _kept(estimate, at, m, short[0], r)
-    inf = np.float32(np.inf)  # the limit, which COSINES ask for
-    for i in range(_kept(estimate, at, m, short[0], r)):
-        block, place = at[i] // 64, at[i] % 64
-        c = _cost(costs, codes, fine, block, place, scratch.shifted, scratch.f, rest, inf, cost[0])
-        _push(cost, number, c, numbers[at[i]])
-
-
-@njit(cache=True, nogil=True)
-def _shortly(counter, costs, where_codes, share, query, list_, dead, short, short_number, cost, number):
-    """As `_some`, but only the vectors of a query are costed that are on its short list, of least estimates, float32
-    (n_queries, r), when their part has been read."""
-    costs, scratch, dead = _lent_costs(costs), _scratch(costs, 1, cost.shape[1]), _lent(dead)
-    room = 4 * short.shape[1] + 128
-    estimate, at = np.empty(room, np.float32), np.empty(room, np.int64)
-    while True:
-        s = take(counter, np.int64(1))
-        if s >= share.shape[0] - 1:
-            return
-        for p in range(share[s], share[s + 1]):
-            q, found = query[p], list_[p]
-            one = _of(scratch, 0)
-            _prepare(costs, q, found, short[q, 0], one)
-            for b in range(where_codes.first[found], where_codes.first[found + 1]):
-                _part_shortly(
-                    costs, _block(costs, where_codes, b), dead, one, estimate, at, _lent(short[q]), _lent(short_number[q]),
-                    _lent(cost[q]), _lent(number[q]),
-                )  # fmt: skip
-
-
 def neighbours(
     costs: Costs,
     codes: Codes,
@@ -955,15 +880,12 @@ def neighbours(
     *,
     near: np.ndarray | None = None,
     dead: np.ndarray | None = None,
-    shortlist: int = 0,
     threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k least costs of every query, (n, k) float32, and the vectors' numbers, int64; inf and −1 where there are fewer.
 
     near: int64 (n, n_probe), the lists that each query reads, nearest first; by default all blocks are read as one list.
-    dead: bool, by number, what not to find. Of equal costs the lower number is nearer. shortlist: of lists, only so many vectors
-    of least sums are costed, k at least, and what is among them is found; 0 for all that may be among the nearest. COSINES have
-    none.
+    dead: bool, by number, what not to find. Of equal costs the lower number is nearer.
     """
     n = len(costs.queries)
     cost, number = np.full((n, k), np.inf, np.float32), np.full((n, k), -1, np.int64)
@@ -972,18 +894,13 @@ def neighbours(
         divide(min(threads, -(-n // _TOGETHER)), _all, costs, codes, skip, cost, number)
     elif n:
         # A query's nearest list first, which gives it a limit; then list by list, so that a list is read while in the cache.
-        r = max(shortlist, k)
-        short = np.full((n, r), np.inf, np.float32), np.full((n, r), -1, np.int64)
         group = np.arange(n) * min(n, threads if threads == 1 else _SHARES * threads) // n
         for part in (near[:, :1], near[:, 1:]):
             query, list_ = np.repeat(np.arange(n), part.shape[1]), part.reshape(-1)
             order_ = np.lexsort((list_, group[query]))
             share = np.searchsorted(group[query][order_], np.arange(group[-1] + 2))
-            n_threads, pairs = min(threads, len(share) - 1), (query[order_], list_[order_])
-            if shortlist and costs.kind != COSINES:
-                divide(n_threads, _shortly, costs, codes, share, *pairs, skip, *short, cost, number)
-            else:
-                divide(n_threads, _some, costs, codes, share, *pairs, skip, cost, number)
+            pairs = query[order_], list_[order_]
+            divide(min(threads, len(share) - 1), _some, costs, codes, share, *pairs, skip, cost, number)
     order_ = np.lexsort((number, cost), axis=1)
     return np.take_along_axis(cost, order_, 1), np.take_along_axis(number, order_, 1)
 
@@ -1002,7 +919,7 @@ def neighbours_plain(
         found = [(np.full(k, np.inf, np.float32), np.full(k, -1, np.int64))]
         for list_, codes, numbers in blocks:
             if list_ in near[q]:
-                c = _costs_plain(costs, q, list_, unpack_columns_plain(codes, costs.where, len(numbers)))
+                c = costs_plain(costs, q, list_, unpack_columns_plain(codes, costs.where, len(numbers)))
                 alive = np.ones(len(numbers), bool) if dead is None else ~dead[numbers]
                 found.append((c[alive], numbers[alive]))
         every, names = (np.concatenate(x) for x in zip(*found, strict=True))
@@ -1011,7 +928,7 @@ def neighbours_plain(
     return cost, number
 
 
-def _costs_plain(costs: Costs, q: int, list_: int, index: np.ndarray) -> np.ndarray:
+def costs_plain(costs: Costs, q: int, list_: int, index: np.ndarray) -> np.ndarray:
     """Costs of vectors by their codes (n, n_codes): COSINES in float64 by coordinates; others in float32, the sum of what
     columns cost at least, then what each is short of."""
     kind, where, one, first = costs.kind, costs.where, np.float32, costs.first

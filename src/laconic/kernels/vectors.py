@@ -202,6 +202,15 @@ class Arrays:
             found = builder.insert_element(found, self.load(i, at, F32), I32(lane))
         return found
 
+    def words(self, i, index):
+        """32 bits each at 16 bytes (<16 x i32>, below 2^31) of an array of bytes."""
+        builder = self._builder
+        found = ir.Constant(WORDS, ir.Undefined)
+        for lane in range(LANES):
+            at = builder.zext(builder.extract_element(index, I32(lane)), I64)
+            found = builder.insert_element(found, self.load(i, at, I32), I32(lane))
+        return found
+
     def side(self, i, at):
         """16 steps or offsets, stored as float32 or as float16 bits; None where there are none."""
         if i not in self._data:

@@ -38,24 +38,28 @@ def encode_rows(stage: Stage, rows: np.ndarray, scan: Scanner | None = None) -> 
     return write_sections(stage, {**side, "payload": y})
 
 
-def relaid(stage: Stage, data: bytes | memoryview, n: int, scan: Scanner, back: bool = False) -> bytes:
-    """Sections with the payload in columns, from those of the codec; or back. Raises CorruptStream."""
+def relaid(
+    stage: Stage, data: bytes | memoryview, n: int, scan: Scanner, back: bool = False, planes: bool = False
+) -> bytes:
+    """Sections with the payload in columns, from those of the codec, or from columns whose fine bits are planes; or back to those
+    of the codec. Raises CorruptStream."""
     with decode_budget(2 * len(data) + 8 * n * len(scan.where.bits) + _WORKING_BYTES):
         reader = Reader(data)
         side = read_sections(stage, reader)
         reader.finish()
-        side["payload"] = _turned(side["payload"], n, scan, back)
+        side["payload"] = _turned(side["payload"], n, scan, back, planes)
     return write_sections(stage, side)
 
 
-def _turned(payload: bytes, n: int, scan: Scanner, back: bool) -> bytes:
-    from ...kernels.columns import pack_columns, unpack_columns
+def _turned(payload: bytes, n: int, scan: Scanner, back: bool, planes: bool = False) -> bytes:
+    from ...kernels.columns import pack_columns, unpack_columns, unpack_planes
 
     if len(payload) * 8 < n * int(scan.where.bits.sum(dtype=np.int64)):
         raise CorruptStream(f"{len(payload):,} bytes of codes for {n:,} vectors")
     if back:
         return scan.payload_of(unpack_columns(np.frombuffer(payload, np.uint8), scan.where, n))
-    return pack_columns(scan.index_of(payload, n), scan.where).tobytes()
+    index = unpack_planes(np.frombuffer(payload, np.uint8), scan.where, n) if planes else scan.index_of(payload, n)
+    return pack_columns(index, scan.where).tobytes()
 
 
 def decode_rows(stage: Stage, data: bytes | memoryview, n: int, dim: int, scan: Scanner | None = None) -> np.ndarray:

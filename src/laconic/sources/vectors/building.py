@@ -41,6 +41,7 @@ def build(
     seed: int = 0,
     column: str | None = None,
     balanced: bool = False,
+    coarse: int = 0,
     resume: bool = False,
     batch: int = BATCH,
     progress: Progress | None = None,
@@ -59,11 +60,11 @@ def build(
     target = Path(output)
     parts = target.with_name(f"{target.name}.parts")
     said = {"source": source_.said, "dim": source_.dim, "metric": metric, "recipe": recipe, "bits": bits, "lists": lists,
-            "seed": seed, "balanced": balanced, "batch": batch, "settings": settings}  # fmt: skip
+            "seed": seed, "balanced": balanced, "coarse": coarse, "batch": batch, "settings": settings}  # fmt: skip
     _begun(parts, said, resume)
     model = parts / "model.lacv"
     if not model.exists():
-        index = Index(source_.dim, metric, recipe, bits, lists, seed, **settings)
+        index = Index(source_.dim, metric, recipe, bits, lists, seed, coarse=coarse, **settings)
         if not index.trained:
             some = np.asarray(source_.sample(max(SAMPLE, 64 * lists)))
             index.train(some, balanced=balanced, progress=progress, checkpoint=parts / "lists.npz")
@@ -107,6 +108,7 @@ def plan(
     lists: int = 0,
     seed: int = 0,
     column: str | None = None,
+    coarse: int = 0,
     **settings: Any,
 ) -> dict[str, Any]:
     """What a build would take, measured on a few thousand vectors; nothing is written.
@@ -115,7 +117,7 @@ def plan(
     """
     source_: Stream = stream(source, column)
     some = np.asarray(source_.sample(max(_TRIED, source_.dim)))
-    index = Index(source_.dim, metric, recipe, bits, 0, seed, **settings)
+    index = Index(source_.dim, metric, recipe, bits, 0, seed, coarse=coarse, **settings)
     start = time.perf_counter()
     if not index.trained:
         index.train(some)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,10 +25,14 @@ from .blocks import Block, checked_ids, decode_rows, encode_rows, pieces
 from .ranking import Best, as_rows, check_metric, costs, directions
 from .scanning import Opened, Scanner, opened, scanner
 
+if TYPE_CHECKING:
+    from ...kernels.shortlist import Estimates
+
 MAX_DIM = 4096
 _ROWS_A_LIST = 4  # training vectors that a list needs
 _TOGETHER = 4096  # queries that are scanned together
 _READ = 16  # originals that are read at a time
+_SHORTLIST, _LEAST = 4, 32  # times k, and at least, of a coarse index
 _ROUNDING = 1e-5  # of costs in float32
 
 
@@ -38,9 +42,10 @@ class Index:
     dim: coordinates, 1 to 4096. metric: "l2" (squared distances, small is near), "ip" (inner products, large is near) or
     "cosine" (the same of directions). recipe: an id of `laconic.recipes("vectors")`, or "auto": the one of least error on the
     training vectors. bits: what the recipe's setting is called, whatever that recipe counts in it; `bits_per_dim` says what
-    is kept. lists: inverted lists, 0 for none; a list's mean is taken from its vectors before they are coded. originals: a
-    file that gets the vectors as they are, float32, for `search(..., rescore=n)`. threads: of a search.
-    settings: of the recipe.
+    is kept. lists: inverted lists, 0 for none; a list's mean is taken from its vectors before they are coded. coarse: of codes
+    with a fast scan, how many bits of each coordinate, 0 to 7, a search leaves to those vectors that estimates put on a short
+    list; with lists, at 3 bits or more, 2 is some twice as fast as 0. originals: a file that gets the vectors as they are,
+    float32, for `search(..., rescore=n)`. threads: of a search. settings: of the recipe.
 
     Errors: BadConfig for settings, BadInput for data, NotFitted before `train`, CorruptStream from a damaged file.
     """
@@ -54,6 +59,7 @@ class Index:
         lists: int = 0,
         seed: int = 0,
         *,
+        coarse: int = 0,
         originals: str | PathLike[str] | None = None,
         threads: int = 1,
         **settings: Any,
@@ -63,8 +69,10 @@ class Index:
             raise BadConfig(f"{dim} dimensions; 1 to {MAX_DIM} are right")
         if lists < 0 or lists > 1 << 20:
             raise BadConfig(f"lists={lists}; 0 to {1 << 20} are right")
+        if not 0 <= coarse <= 7:
+            raise BadConfig(f"coarse={coarse}; 0 to 7 bits are right")
         self.dim, self.metric, self.recipe, self.bits = dim, metric, recipe, bits
-        self.lists, self.seed, self.threads, self.settings = lists, seed, threads, settings
+        self.lists, self.seed, self.threads, self.settings, self.coarse = lists, seed, threads, settings, coarse
         self.centroids: np.ndarray | None = None
         self.list_prices: np.ndarray | None = None  # float32 (lists,), of balanced lists, see `lists`
         self.query_map: np.ndarray | None = (
@@ -86,6 +94,7 @@ class Index:
         self._places: tuple[np.ndarray, np.ndarray] | None = None
         self._scanner: tuple[Scanner | None] | None = None  # once it was looked for
         self._opened: Opened | None = None
+        self._estimates: Estimates | None = None  # of what is opened
         self._originals = None if originals is None else Path(originals)
         if self._originals is not None:
             self._originals.write_bytes(b"")
@@ -240,28 +249,41 @@ class Index:
     # --- Reading ------------------------------------------------------------------------------------------------------
 
     def search(
-        self, q: Any, k: int, *, probe: int | None = None, rescore: int = 0, shortlist: int = 0, allowed: Any = None
+        self,
+        q: Any,
+        k: int,
+        *,
+        probe: int | None = None,
+        rescore: int = 0,
+        shortlist: int | None = None,
+        allowed: Any = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest of every query: (n, k) distances float32 and ids int64, nearest first, ties by the order of adding.
 
         Where there are fewer than k, ids are −1 and distances inf (l2) or −inf. probe: lists that a query reads, a sixteenth of
         all by default. rescore: candidates that are compared once more, as originals; those are not read whose code lies too
-        far away for its error. shortlist: with lists and a fast scan, l2 or ip, candidates by the scan's rounded sums that are
-        costed by their codes; 0 costs all that may be among the nearest. Of sentences' embeddings at 4 bits, 2 k of them lose
-        less than one neighbour in a thousand; coordinates of more than 4 bits that weigh most want more. allowed: ids among which
-        to search.
+        far away for its error. shortlist: of codes with a fast scan, how many vectors of least estimates are compared by their
+        codes; 0 for all that may be among the nearest, which is exact, and slow where the index is coarse. By default 4 k, 32 at
+        least, where it is coarse, and 0 where it is not. Of sentences' embeddings at 4 bits, 2 k lose one neighbour in a
+        thousand, with coarse=2 one in 150, and 4 k of these one in 2,000. allowed: ids among which to search.
         """
         queries = self._queries(q)
         self._ready()
+        wanted = max(k, rescore)
+        if shortlist is None:
+            shortlist = max(_SHORTLIST * k, _LEAST, wanted) if self.coarse else 0
         if shortlist < 0:
             raise BadConfig(f"shortlist={shortlist}; 0 or more is right")
-        wanted = max(k, rescore)
         if rescore and self._originals is None:
             raise BadConfig("rescore needs originals; make the index with originals=PATH")
         best = Best(len(queries), max(1, min(wanted, max(self._n, k))))
         dead = self._outside(allowed)
         scan, near = self._scan(), self._near(queries, probe)
-        if scan is not None and not scan.pays(len(queries) * (1 if near is None else near.shape[1] / self.lists)):
+        if (
+            scan is not None
+            and not shortlist
+            and not scan.pays(len(queries) * (1 if near is None else near.shape[1] / self.lists))
+        ):
             scan = None
         if scan is not None:
             self._scanned(scan, queries, near, dead, shortlist, best)
@@ -333,16 +355,17 @@ class Index:
 
     @property
     def nbytes(self) -> int:
-        """All memory that grows with the vectors, and what was learned."""
+        """All memory that grows with the vectors, and what was learned; 2 bytes a vector more once short lists are made."""
         numbers = sum(b.numbers.nbytes for b in self._blocks) if self.lists else 0
         named = 0 if self._ids is None else self._ids.nbytes
-        named += sum(a.nbytes for a in (self._dead, self._errors) if a is not None)
+        named += sum(a.nbytes for a in (self._dead, self._errors, self._estimates) if a is not None)
         return self.code_bytes + self.model_bytes + numbers + named
 
     def report(self) -> dict[str, Any]:
         """Sizes and settings, for people."""
         return {
             "vectors": len(self), "dim": self.dim, "metric": self.metric, "recipe": self.recipe, "lists": self.lists,
+            "coarse": self.coarse,
             "blocks": len(self._blocks), "bits_per_dim": round(self.bits_per_dim, 4), "code_bytes": self.code_bytes,
             "model_bytes": self.model_bytes, "nbytes": self.nbytes, "float32_bytes": 4 * len(self) * self.dim,
         }  # fmt: skip
@@ -355,7 +378,9 @@ class Index:
 
         said = xxhash.xxh3_128()
         said.update(
-            json.dumps([self.recipe, self.dim, self.metric, registry.config(self._ready())], sort_keys=True).encode()
+            json.dumps(
+                [self.recipe, self.dim, self.metric, self.coarse, registry.config(self._ready())], sort_keys=True
+            ).encode()
         )
         for name, (_, array) in self._ready().arrays().items():
             said.update(name.encode() + (b"" if array is None else array.tobytes()))
@@ -446,7 +471,10 @@ class Index:
     def _scan(self) -> Scanner | None:
         """The scan of codes as they lie, where codec and metric have it."""
         if self._scanner is None:
-            self._scanner = (scanner(self._ready(), self.dim, self.metric),)
+            found = scanner(self._ready(), self.dim, self.metric, self.coarse)
+            if found is None and self.coarse:
+                raise BadConfig(f"coarse={self.coarse} of {self.recipe!r}, which has no fast scan; coarse=0 is right")
+            self._scanner = (found,)
         return self._scanner[0]
 
     def _scanned(
@@ -459,16 +487,24 @@ class Index:
         best: Best,
     ) -> None:
         from ...kernels.scan import neighbours
+        from ...kernels.shortlist import shortlisted
 
         centroids = np.zeros((1, self.dim), np.float32) if self.centroids is None else self.centroids
         if self._opened is None:
-            self._opened = opened(self._ready(), scan, self._blocks, centroids)
+            self._opened, self._estimates = opened(self._ready(), scan, self._blocks, centroids), None
+        if shortlist and self._estimates is None:
+            self._estimates = self._opened.estimates()
         for at in range(0, len(queries), _TOGETHER):
             part = slice(at, at + _TOGETHER)
-            best.cost[part], best.number[part] = neighbours(
-                scan.costs(queries[part], centroids, self._opened.norms), self._opened.codes, best.cost.shape[1],
-                near=None if near is None else near[part], dead=dead, shortlist=shortlist, threads=self.threads,
-            )  # fmt: skip
+            costs = self._opened.costs._replace(queries=scan.turned(queries[part], self.threads))
+            codes, k = self._opened.codes, best.cost.shape[1]
+            read = None if near is None else near[part]
+            if shortlist and self._estimates is not None:
+                read = np.zeros((len(costs.queries), 1), np.int64) if read is None else read
+                found = shortlisted(costs, codes, self._estimates, k, read, shortlist, dead=dead, threads=self.threads)
+            else:
+                found = neighbours(costs, codes, k, near=read, dead=dead, threads=self.threads)
+            best.cost[part], best.number[part] = found
 
     def _scattered(self) -> bool:
         """Whether blocks hold other vectors than runs of neighbours."""
@@ -491,12 +527,15 @@ class Index:
 
     def _near(self, queries: np.ndarray, probe: int | None) -> np.ndarray | None:
         """(n, probe) lists that each query reads, nearest first; None without lists."""
+        from ...kernels.product import product
+
         if self.centroids is None:
             return None
         n = min(self.lists, max(1, self.lists // 16) if probe is None else probe)
         if n < 1:
             raise BadConfig(f"probe={probe}; at least 1 is right")
-        cost = costs(queries, self.centroids, self.metric)
+        products = product(queries, self.centroids, transposed=True, threads=self.threads)
+        cost = costs(queries, self.centroids, self.metric, products)
         some = np.argpartition(cost, n - 1, axis=1)[:, :n]
         return np.take_along_axis(some, np.argsort(np.take_along_axis(cost, some, 1), 1, kind="stable"), 1)
 

@@ -39,12 +39,13 @@ def directions(rows: np.ndarray) -> np.ndarray:
     return np.divide(rows, norms, out=np.zeros(rows.shape, np.float64), where=norms > 0).astype(np.float32)
 
 
-def costs(queries: np.ndarray, vectors: np.ndarray, metric: str) -> np.ndarray:
+def costs(queries: np.ndarray, vectors: np.ndarray, metric: str, products: np.ndarray | None = None) -> np.ndarray:
     """(n_queries, n) float32, small where near: squared distances, or inner products with a minus.
 
-    cosine: queries are directions; vectors need not be, they are divided by their norms.
+    cosine: queries are directions; vectors need not be, they are divided by their norms. products: queries @ vectors.T, where
+    they are known.
     """
-    products = queries @ vectors.T
+    products = queries @ vectors.T if products is None else products
     if metric == "ip":
         return -products
     powers = np.square(vectors, dtype=np.float64).sum(1)

@@ -5,8 +5,9 @@
 Arrays are sections (`core.wire`) with checksums: what the codec learned, centroids, ids, what was removed, the vectors'
 numbers by block, prices of lists, errors of codes, the map of queries. Blocks lie behind each other, each section with its
 own checksum, and are read when a search comes to them; the payload is in columns (`scanning`) or as the codec gave it, as
-`layout` says (version 1: the latter). Versions 1 and 2 have no prices, errors or map of queries. The head holds settings,
-names of the arrays and lengths of the blocks; the lengths must add up to the file.
+`layout` says (version 1: the latter). Versions 1 to 3 have no coarse columns, and their fine bits are planes, which are laid out
+anew when they are opened; versions 1 and 2 have no prices, errors or map of queries. The head holds settings, names of the
+arrays and lengths of the blocks; the lengths must add up to the file.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .index import Index
 
 MAGIC = b"LACVEC"
-VERSION = 3  # 1 has no layout, 1 and 2 have no prices, errors or map of queries
+VERSION = 4  # see above what older ones lack
 _MOST_HEAD = 1 << 28
 _OWN = {"centroids": Leaf("float32", "codebooks"), "prices": Leaf("float32", "codebooks"),
         "queries": Leaf("float32", "codebooks"), "ids": Leaf("int64", "indices"),
@@ -54,7 +55,7 @@ def save(index: Index, path: str | PathLike[str]) -> None:
         "seed": index.seed, "config": registry.config(stage), "n": index._n,
         "arrays": [k for k, a in own.items() if a is not None],
         "blocks": [[len(b.data), len(b.numbers), b.list_] for b in index._blocks],
-        "layout": "codec" if index._scan() is None else "columns",
+        "layout": "codec" if index._scan() is None else "columns", "coarse": index.coarse,
         "starts": [] if index._scattered() else [int(b.numbers[0]) for b in index._blocks],
     }  # fmt: skip
     text = json.dumps(head, separators=(",", ":")).encode()
@@ -101,7 +102,15 @@ def load(path: str | PathLike[str], *, mmap: bool, originals: str | PathLike[str
     head = _head(reader, version)
     arrays, own, stage = _arrays(reader, head)
     try:
-        index = Index(head["dim"], head["metric"], head["recipe"], head["bits"], head["lists"], head["seed"])
+        index = Index(
+            head["dim"],
+            head["metric"],
+            head["recipe"],
+            head["bits"],
+            head["lists"],
+            head["seed"],
+            coarse=head["coarse"],
+        )
     except BadConfig as e:
         raise CorruptStream(f"the head cannot be: {e}") from None
     index.stage, index.trained, index._n = stage.with_arrays(arrays), True, head["n"]
@@ -126,11 +135,17 @@ def load(path: str | PathLike[str], *, mmap: bool, originals: str | PathLike[str
             raise CorruptStream(f"marks of removed vectors {dead.shape} for {index._n} vectors")
         index._dead = np.unpackbits(dead)[: index._n].astype(bool)
     index._blocks = _blocks(reader, head, own.get("numbers"))
-    scan = index._scan()
+    try:
+        scan = index._scan()
+    except BadConfig as e:
+        raise CorruptStream(f"the head cannot be: {e}") from None
     if head["layout"] != "codec" and (scan is None or head["layout"] != "columns"):
         raise CorruptStream(f"codes laid out as {head['layout']!r} for a codec that has none but its own")
-    if head["layout"] == "codec" and scan is not None:
-        index._blocks = [b._replace(data=relaid(index._ready(), b.data, len(b.numbers), scan)) for b in index._blocks]
+    planes = head["layout"] == "columns" and version < 4
+    if scan is not None and (head["layout"] == "codec" or (planes and scan.where.n_fine)):
+        index._blocks = [
+            b._replace(data=relaid(index._ready(), b.data, len(b.numbers), scan, planes=planes)) for b in index._blocks
+        ]
     if originals is not None:
         index._originals = Path(originals)
     return index
@@ -147,11 +162,11 @@ def _head(reader: Reader, version: int) -> dict[str, Any]:
         head = json.loads(bytes(text))
     except (ValueError, RecursionError) as e:
         raise CorruptStream(f"head is not JSON: {e}") from None
-    if version == 1 and isinstance(head, dict):
-        head["layout"] = "codec"
+    if isinstance(head, dict):
+        head |= ({"layout": "codec"} if version == 1 else {}) | ({"coarse": 0} if version < 4 else {})
     kinds: dict[str, Any] = {
         "dim": int, "metric": str, "recipe": str, "bits": (int, float), "lists": int, "seed": int, "config": dict, "n": int,
-        "arrays": list, "blocks": list, "starts": list, "layout": str,
+        "arrays": list, "blocks": list, "starts": list, "layout": str, "coarse": int,
     }  # fmt: skip
     if not isinstance(head, dict) or any(
         not isinstance(head.get(k), t) or isinstance(head[k], bool) for k, t in kinds.items()

@@ -22,6 +22,7 @@ from ...core.wire import Reader, read_sections
 if TYPE_CHECKING:
     from ...kernels.columns import Columns
     from ...kernels.scan import Codes, Costs
+    from ...kernels.shortlist import Estimates
     from .blocks import Block
 
 
@@ -31,9 +32,9 @@ _MANY = 48  # queries
 class Scanner(NamedTuple):
     """What the scan needs of a codec.
 
-    where: of a vector's codes. points: float32 (2^bits, width) of each code, in the order of the columns. turn: A, (dim, dim).
-    shift: c, (dim,). still: costs without queries. order: int64 (n_codes, 2^bits), the codec's numbers of the points of a product
-    code; None for codes of coordinates.
+    where: of a vector's codes. points: float32 (2^bits, width) of each code, in the order of the columns. turn: (dim, dim), the
+    transpose of A. shift: c, (dim,). still: costs without queries. order: int64 (n_codes, 2^bits), the codec's numbers of the
+    points of a product code; None for codes of coordinates.
     """
 
     where: Columns
@@ -49,7 +50,7 @@ class Scanner(NamedTuple):
         Of product codes above 4 bits the columns say little, so that one vector in ten is costed to the end: some 100 ns a
         vector and query, where decoding takes 2 µs a vector.
         """
-        return self.order is None or not self.where.n_planes or n_queries < _MANY
+        return self.order is None or not self.where.n_fine or n_queries < _MANY
 
     def index_of(self, payload: bytes, n: int) -> np.ndarray:
         """(n, n_codes) uint8 codes from the codec's payload."""
@@ -70,10 +71,11 @@ class Scanner(NamedTuple):
         found = np.take_along_axis(self.order.T, index.astype(np.int64), 0)
         return bits.pack(found.reshape(-1).astype(np.uint8), int(self.where.bits[0])).tobytes()
 
-    def costs(self, queries: np.ndarray, centroids: np.ndarray, norms: tuple[float, float]) -> Costs:
-        """Of (n, dim) queries; centroids (n_lists, dim), zeros without lists."""
-        v, o = (np.ascontiguousarray(x @ self.turn.T) for x in (queries, centroids + self.shift))
-        return self.still._replace(queries=v, origins=o, least=norms[0], most=norms[1])
+    def turned(self, x: np.ndarray, threads: int = 1) -> np.ndarray:
+        """x A^T, in an order of operations that no library changes and by threads that do not wait for work when it is done."""
+        from ...kernels.product import product
+
+        return product(np.ascontiguousarray(x), self.turn, threads=threads)
 
     def norms(self, index: np.ndarray, centroid: np.ndarray) -> tuple[float, float] | None:
         """Least and greatest squared norm of vectors; None where costs do not ask for them."""
@@ -82,7 +84,7 @@ class Scanner(NamedTuple):
         if self.still.kind != COSINES:
             return None
         power, at = np.zeros(len(index)), 0
-        o = self.turn @ (centroid + self.shift)
+        o = self.turned((centroid + self.shift)[None])[0]
         for code, points in zip(index.T, self.points, strict=True):
             end = at + points.shape[1]
             power += np.square(points.astype(np.float64) + o[at:end]).sum(1)[code]
@@ -90,8 +92,8 @@ class Scanner(NamedTuple):
         return float(power.min()) * (1 - 1e-5), float(power.max()) * (1 + 1e-5)
 
 
-def scanner(stage: Stage, dim: int, metric: str) -> Scanner | None:
-    """None where codec and metric have no fast search."""
+def scanner(stage: Stage, dim: int, metric: str, coarse: int = 0) -> Scanner | None:
+    """None where codec and metric have no fast search. coarse: see `kernels.columns`."""
     from ...kernels.columns import columns
     from ...kernels.scan import COSINES, PRODUCTS, SQUARES, costs_of, neighbouring
 
@@ -104,8 +106,9 @@ def scanner(stage: Stage, dim: int, metric: str) -> Scanner | None:
     if found is None:
         return None
     widths, points, turn, shift = found
-    where, none = columns(widths), np.zeros((0, dim), np.float32)
+    where, none = columns(widths, coarse), np.zeros((0, dim), np.float32)
     kind = {"l2": SQUARES, "ip": PRODUCTS, "cosine": COSINES}[metric]
+    turn = np.ascontiguousarray(turn.T)
     return Scanner(where, points, turn, shift, costs_of(kind, where, points, none, none), order)
 
 
@@ -164,11 +167,19 @@ def affine(stages: list[Stage], dim: int) -> tuple[np.ndarray, np.ndarray] | Non
 
 
 class Opened(NamedTuple):
-    """Blocks as the scan takes them: `codes` holds addresses of what `held` keeps; norms as in `Costs`."""
+    """Blocks as the scan takes them: `codes` holds addresses of what `held` keeps. costs: without queries. lists: of each
+    block."""
 
     codes: Codes
-    norms: tuple[float, float]
+    costs: Costs
     held: list[tuple[np.ndarray, np.ndarray]]
+    lists: list[int]
+
+    def estimates(self) -> Estimates:
+        """For short lists."""
+        from ...kernels.shortlist import estimates_of
+
+        return estimates_of(self.costs, [(i, c, len(n)) for i, (c, n) in zip(self.lists, self.held, strict=True)])
 
 
 def opened(stage: Stage, scan: Scanner, blocks: list[Block], centroids: np.ndarray) -> Opened:
@@ -198,4 +209,5 @@ def opened(stage: Stage, scan: Scanner, blocks: list[Block], centroids: np.ndarr
     first = np.searchsorted(lists, np.arange(len(centroids) + 1)).astype(np.int64)
     least, most = (f(n[i] for n in norms if n) if norms else 0.0 for i, f in ((0, min), (1, max)))
     n_vectors = np.array([len(h[1]) for h in held], np.int64)
-    return Opened(Codes(address, numbers, n_vectors, first), (least, most), held)
+    costs = scan.still._replace(origins=scan.turned(centroids + scan.shift), least=least, most=most)
+    return Opened(Codes(address, numbers, n_vectors, first), costs, held, lists.tolist())

@@ -1,0 +1,457 @@
+"""A query's short list: of the vectors of some lists, those of least estimated cost, which alone are costed as they are.
+
+What a query v costs with a vector y of the list around o is estimated from columns alone (`kernels.columns`), by the mean ŷ of
+all points that share what the columns hold. Written as a product it needs the list only as two numbers, so that a query has one
+table for all of its lists, a vector one number ν of its own:
+
+    SQUARES:   ‖v − o‖² − 2 ⟨v, ŷ⟩ + ν,    ν = ‖y‖² + 2 ⟨o, ŷ⟩
+    PRODUCTS:  −⟨v, o⟩ − ⟨v, ŷ⟩
+    COSINES:   (−⟨v, o⟩ − ⟨v, ŷ⟩) / ν,     ν = ‖o + y‖
+
+It is wrong by 2 ⟨v − o, ŷ − y⟩, in the mean by nothing. ⟨v, ŷ⟩ is added up over columns as in `kernels.scan`, in the steps of a
+table of 8 bits; a vector is taken up where its sum is at most α ν + β, which follows from the worst of the short list so far.
+Coarse columns are read sooner, and want a longer list.
+
+Sources: André et al., VLDB 2015 (tables in registers); Jégou, Tavenard, Douze & Amsaleg, "Searching in one billion vectors:
+re-rank with source coding", ICASSP 2011 (a first code for the list, the rest for its order). Differs: both are bits of one
+scalar code; estimates by conditional means, with exact norms.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from laconic.kernels.columns import fine_code, unpack_columns, unpack_columns_plain
+from laconic.kernels.product import product
+from laconic.kernels.scan import (
+    _CACHED,
+    _SHARES,
+    COSINES,
+    PRODUCTS,
+    SQUARES,
+    Codes,
+    Costs,
+    _at,
+    _block,
+    _cosine_of,
+    _exactly,
+    _lent,
+    _lent_costs,
+    _lowest,
+    _products,
+    _push,
+    _spanned,
+    _sum_block,
+    _tables,
+    _vector,
+    block_sums_plain,
+    costs_plain,
+    neighbours,
+    neighbours_plain,
+    tables_plain,
+)
+from laconic.kernels.sharing import divide, take
+from laconic.kernels.vectors import F32, FLOATS, I32, I64, LANES, WORDS, Arrays, all_lanes, order, splat
+
+__all__ = ["Estimates", "estimates_of", "shortlisted", "shortlisted_plain"]
+
+_I16 = ir.IntType(16)
+_EIGHT, _EIGHT_WORDS, _EIGHT_FLOATS = (ir.VectorType(t, 8) for t in (_I16, I32, F32))
+_QUERIES = 64  # of a share at most: so many tables stay in the cache beside the codes
+_SLACK = 0.25  # steps, for rounding
+
+
+class Estimates(NamedTuple):
+    """What estimates need beside codes; `estimates_of` makes it.
+
+    mean: float32 (m, 16), beside `Costs.low`, of the points of a nibble. still: float32 (r,), of coordinates without a column the
+    mean of all points, of others 0. own: uint16, ν of vectors in whole steps, filled up to 64 in every block of the index, in the
+    order of the sums. at: int64, by block of the index, its first. low, step: float32, by block: ν = low + step · own.
+    """
+
+    mean: np.ndarray
+    still: np.ndarray
+    own: np.ndarray
+    at: np.ndarray
+    low: np.ndarray
+    step: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        """Of what grows with the vectors."""
+        return int(self.own.nbytes)
+
+
+def estimates_of(costs: Costs, held: list[tuple[int, np.ndarray, int]]) -> Estimates:
+    """From points, origins and codes. held: by block of the index its list, codes in columns, and how many vectors."""
+    where = costs.where
+    widths = np.diff(costs.first)
+    points = [
+        costs.levels[costs.start[u] : costs.start[u] + (w << int(where.bits[u]))].reshape(-1, w).astype(np.float64)
+        for u, w in enumerate(widths.tolist())
+    ]
+    count = np.zeros((len(points), 256), np.int64)
+    for _, codes, n in held:
+        _count(unpack_columns(codes, where, n), count)
+    means = []
+    for u, (y, m) in enumerate(zip(points, count, strict=True)):
+        top, share = 1 << int(where.top[u]), np.maximum(m[: len(y)], 1e-9).reshape(1 << int(where.top[u]), -1, 1)
+        means.append((y.reshape(top, -1, y.shape[1]) * share).sum(1) / share.sum(1))
+    of = {int(j): u for u in range(len(points)) for j in range(costs.first[u], costs.first[u + 1])}
+    mean = np.zeros((len(costs.member), 16), np.float32)
+    for t, j in enumerate(costs.member.tolist()):
+        u = of[j]
+        mean[t] = means[u][np.arange(16) >> where.shift[u] & (1 << where.top[u]) - 1, j - costs.first[u]]
+    still = np.concatenate([m[0] * (where.top[u] == 0) for u, m in enumerate(means)]) if points else np.zeros(0)
+    at = np.cumsum([0, *(-(-n // 64) * 64 for _, _, n in held)])
+    own, low, step = np.zeros(int(at[-1]), np.uint16), *np.zeros((2, len(held)), np.float32)
+    places = np.array([_vector(i) for i in range(64)])
+    for b, (list_, codes, n) in enumerate(held if costs.kind != PRODUCTS else []):
+        table = np.zeros((len(points), 256))
+        for u, (y, m) in enumerate(zip(points, means, strict=True)):
+            o = costs.origins[list_, costs.first[u] : costs.first[u + 1]].astype(np.float64)
+            if costs.kind == SQUARES:
+                table[u, : len(y)] = (y * y).sum(1) + 2 * np.repeat(m @ o, len(y) // len(m))
+            else:
+                table[u, : len(y)] = np.square(y + o).sum(1)
+        found = _looked_up(unpack_columns(codes, where, n), table)
+        found = np.sqrt(found) if costs.kind == COSINES else found
+        low[b] = found.min()
+        step[b] = max((found.max() - found.min()) / 65535, 1e-30)
+        filled = np.zeros(int(at[b + 1] - at[b]), np.uint16)
+        filled[:n] = np.rint(np.clip((found - low[b]) / step[b], 0, 65535))
+        own[at[b] : at[b + 1]] = filled.reshape(-1, 64)[:, places].reshape(-1)
+    return Estimates(mean, still.astype(np.float32), own, at[:-1].astype(np.int64), low, step)
+
+
+@njit(cache=True, nogil=True)
+def _count(index, count):
+    for t in range(index.shape[0]):
+        for u in range(index.shape[1]):
+            count[u, index[t, u]] += 1
+
+
+@njit(cache=True, nogil=True)
+def _looked_up(index, table):
+    """Σ over codes of table[u, code u], by vector."""
+    out = np.zeros(index.shape[0])
+    for t in range(index.shape[0]):
+        for u in range(index.shape[1]):
+            out[t] += table[u, index[t, u]]
+    return out
+
+
+@intrinsic
+def _below(typingctx, sums, own, at, a, b):
+    """Bits of the 64 uint16 sums that are at most a · own[at + i] + b, in float32."""
+    signature = types.uint64(sums, own, at, a, b)
+
+    def codegen(context, builder, sig, args):
+        arrays = Arrays(context, builder, sig, args)
+
+        def eight(x):
+            one = builder.insert_element(ir.Constant(_EIGHT_FLOATS, ir.Undefined), x, I32(0))
+            return builder.shuffle_vector(one, one, order(*[0] * 8))
+
+        def floats(array, at):
+            return builder.sitofp(builder.zext(arrays.load(array, at, _EIGHT), _EIGHT_WORDS), _EIGHT_FLOATS)
+
+        total, slope, above = I64(0), eight(args[3]), eight(args[4])
+        for part in range(8):
+            room = builder.fadd(builder.fmul(floats(1, builder.add(args[2], I64(8 * part))), slope), above)
+            below = builder.fcmp_ordered("<=", floats(0, I64(8 * part)), room)
+            mask = builder.zext(builder.bitcast(below, ir.IntType(8)), I64)
+            total = builder.or_(total, builder.shl(mask, I64(8 * part)))
+        return total
+
+    return signature, codegen
+
+
+@njit(cache=True, nogil=True)
+def _tabled(costs, mean, q, f, extents, table):
+    """Writes the table of a query; gives its step, and what sums of 0 stand for."""
+    g = np.float32(2) if costs.kind == SQUARES else np.float32(1)
+    base, zero = np.float32(0), np.float32(0)
+    v, n = costs.queries[q], costs.where.n_columns
+    for c in range(n):
+        begin = costs.term[c]
+        for t in range(begin, costs.term[c + 1]):
+            _products(g * v[costs.member[t]], mean, mean, 16 * t, zero, zero, f, 16 * c, t > begin)
+        base += _spanned(f, c, extents)
+    step = _tables(f, extents, base, np.float32(np.inf), table)
+    return step, base + step * np.float32(0.5 * n)  # entries are rounded down by half a step, as they come
+
+
+@njit(cache=True, nogil=True)
+def _estimated(kind, n_columns, part, begin, end, b, nu, step, base, table, dead, sums, short, place):
+    """Puts vectors of least estimates on the short list: those of blocks begin … end − 1 of 64 of a part, block b of the index.
+
+    nu: (own, at, low, step) of the part, see `Estimates`. base: of a sum of 0, with what the query costs at the origin. place: of
+    those on the list, block · 2³² + vector of it.
+    """
+    (n, codes, numbers, _), (own, own_at, low, unit) = part, nu
+    for block in range(begin, end):
+        a, room, worst = np.float32(0), np.float32(np.inf), short[0]
+        if worst < np.inf:
+            if kind == SQUARES:
+                a, room = -unit / step, (worst - base - low) / step
+            elif kind == COSINES:
+                a, room = worst * unit / step, (worst * low - base) / step
+            else:
+                room = (worst - base) / step
+            room += np.float32(_SLACK)
+        _sum_block(codes, 32 * n_columns * block, table, 0, n_columns, sums)
+        mask = _below(sums, own, own_at + 64 * block, a, room)
+        while mask:
+            s = _lowest(mask)
+            mask &= mask - np.uint64(1)
+            i = 64 * block + _vector(s)
+            if i >= n or (dead.shape[0] and dead[numbers[i]]):
+                continue
+            found, x = base + step * np.float32(sums[s]), low + unit * np.float32(own[own_at + 64 * block + s])
+            if kind == SQUARES:
+                found += x
+            elif kind == COSINES:
+                found = found / x if x > 0 else np.float32(0)
+            _push(short, place, found, np.int64(b) << 32 | i)
+
+
+@intrinsic
+def _of_scalars(typingctx, codes, at, up, bit, fields, n, levels, v, o, product):
+    """What the first n codes of a vector cost, n a multiple of 16, each of one coordinate; the sum of 16 sums of every 16th, in
+    halves. at: byte of its first column. up: 4 for the high nibble. bit: of its first fine bit. fields: see `_fields`."""
+    signature = types.float32(codes, at, up, bit, fields, n, levels, v, o, product)
+
+    def codegen(context, builder, sig, args):
+        arrays = Arrays(context, builder, sig, args)
+        codes = context.make_array(sig.args[0])(context, builder, args[0])
+        last = splat(builder, builder.trunc(builder.sub(codes.nitems, I64(4)), I32))
+        at, up, bit = (splat(builder, builder.trunc(x, I32)) for x in args[1:4])
+        total = cgutils.alloca_once_value(builder, ir.Constant(FLOATS, None))
+        product = builder.icmp_unsigned("!=", args[9], args[9].type(0))
+
+        def word(byte, shift):
+            """The 32 bits at a byte of the codes, from one on; none are read behind the last."""
+            inside = builder.select(builder.icmp_signed("<", byte, last), byte, last)
+            beyond = builder.shl(builder.sub(byte, inside), all_lanes(WORDS, 3))
+            return builder.lshr(arrays.words(0, inside), builder.add(shift, beyond))
+
+        with cgutils.for_range(builder, builder.lshr(args[5], I64(4)), intp=I64) as loop:
+            first = builder.mul(loop.index, I64(LANES))
+            column, shift, mask, low, low_mask, fine, start = (
+                arrays.load(4, builder.add(builder.mul(args[5], I64(f)), first), WORDS) for f in range(7)
+            )
+            code = builder.and_(word(builder.add(at, column), builder.add(up, shift)), mask)
+            fine = builder.add(bit, fine)
+            fine = word(builder.lshr(fine, all_lanes(WORDS, 3)), builder.and_(fine, all_lanes(WORDS, 7)))
+            code = builder.or_(builder.shl(code, low), builder.and_(fine, low_mask))
+            y = arrays.gather(6, builder.add(start, code))
+            v, o = (arrays.load(i, first, FLOATS) for i in (7, 8))
+            x = builder.fadd(o, y)
+            d = builder.fsub(v, x)
+            cost = builder.select(product, builder.fmul(builder.fneg(v), x), builder.fmul(d, d))
+            builder.store(builder.fadd(builder.load(total), cost), total)
+        found, half = builder.load(total), LANES // 2
+        while half:
+            a, b = (builder.shuffle_vector(found, found, order(*range(i, i + half))) for i in (0, half))
+            found, half = builder.fadd(a, b), half // 2
+        return builder.extract_element(found, I32(0))
+
+    return signature, codegen
+
+
+def _fields(costs: Costs) -> np.ndarray:
+    """int32 (7, n): of the first n codes, a multiple of 16, while each is of one coordinate: byte of the column, shift and mask
+    in the nibble, fine bits, their mask and place, and where levels start."""
+    column, shift, mask, low, fine, start, _, width = costs.steps.T
+    n = int(np.argmax(width != 1)) if (width != 1).any() else len(width)
+    column = 32 * np.maximum(column, 0)  # where there is none, the mask is 0
+    found = np.stack([column, shift, mask, low, (1 << low) - 1, fine, start])
+    return np.ascontiguousarray(found[:, : n // LANES * LANES], np.int32)
+
+
+@njit(cache=True, nogil=True)
+def _true(kind, where, levels, steps, fields, codes, fine, i, v, o):
+    """What vector i of a part costs, as its code says: SQUARES and PRODUCTS, in float32."""
+    at, up = 32 * where.n_columns * (i // 64) + i % 32, 4 * (i % 64 // 32)
+    bit, n = 8 * fine + i * where.n_fine, fields.shape[1]
+    total = _of_scalars(codes, at, up, bit, fields, n, levels, v, o, kind == PRODUCTS)
+    for p in range(8 * n, steps.size, 8):
+        column, low = max(np.int64(_at(steps, p)), 0), np.int64(_at(steps, p + 3))
+        code = (np.int64(_at(codes, at + 32 * column) >> up) >> _at(steps, p + 1)) & _at(steps, p + 2)
+        code = code << low | fine_code(codes, bit + _at(steps, p + 4), low)
+        width, begin = np.int64(_at(steps, p + 7)), np.int64(_at(steps, p + 6))
+        y = np.int64(_at(steps, p + 5)) + code * width
+        for j in range(width):
+            total += _exactly(kind, _at(v, begin + j), _at(o, begin + j) + _at(levels, y + j))
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _shortly(
+    counter, costs, blocks, known, fields, first, share, query, list_, offset, dead, short, place, cost, number
+):
+    """Shares s of queries first[s] … and of their pairs with lists share[s] …; see `shortlisted`."""
+    costs, mean, own, dead = _lent_costs(costs), _lent(known.mean), _lent(known.own), _lent(dead)
+    short, place, cost, number = _lent(short), _lent(place), _lent(cost), _lent(number)
+    blocks = Codes(_lent(blocks.address), _lent(blocks.numbers), _lent(blocks.n), _lent(blocks.first))
+    n_columns, most = costs.where.n_columns, np.max(first[1:] - first[:-1])
+    f, extents = np.empty((n_columns, 16), np.float32), np.empty((2, n_columns), np.float32)
+    table, made = np.empty((most, n_columns * 16), np.uint8), np.empty((most, 2), np.float32)
+    sums, shifted = np.empty(64, np.uint16), np.empty((2, costs.queries.shape[1]), np.float32)
+    piece = max(1, _CACHED // (32 * n_columns))
+    while True:
+        s = take(counter, np.int64(1))
+        if s >= first.shape[0] - 1:
+            return
+        for q in range(first[s], first[s + 1]):
+            made[q - first[s]] = _tabled(costs, mean, q, f, extents, _lent(table[q - first[s]]))
+        p, end = share[s], share[s + 1]
+        while p < end:
+            alike = p + 1
+            while alike < end and list_[alike] == list_[p]:
+                alike += 1
+            for b in range(blocks.first[list_[p]], blocks.first[list_[p] + 1]):
+                part, nu = _block(costs, blocks, b), (own, known.at[b], known.low[b], known.step[b])
+                n_groups = (part[0] + 63) // 64
+                for begin in range(
+                    0, n_groups, piece
+                ):  # all queries that read a list read a piece of it while in the cache
+                    for at in range(p, alike):
+                        q = query[at]
+                        t = q - first[s]
+                        _estimated(
+                            costs.kind, n_columns, part, begin, min(begin + piece, n_groups), b, nu, made[t, 0],
+                            made[t, 1] + offset[at], _lent(table[t]), dead, sums, short[q], place[q],
+                        )  # fmt: skip
+            p = alike
+        for q in range(first[s], first[s + 1]):
+            for x in place[q]:
+                if x < 0:
+                    continue
+                b, i = x >> 32, x & 0xFFFFFFFF
+                _, codes, numbers, fine = _block(costs, blocks, b)
+                v, o = costs.queries[q], costs.origins[np.searchsorted(blocks.first, b, side="right") - 1]
+                if costs.kind == COSINES:
+                    shifted[0], shifted[1] = v, o
+                    c = _cosine_of(costs, codes, fine, i // 64, i % 64, shifted)
+                else:
+                    c = _true(costs.kind, costs.where, costs.levels, costs.steps, fields, codes, fine, i, v, o)
+                _push(cost[q], number[q], c, numbers[i])
+
+
+def shortlisted(
+    costs: Costs,
+    codes: Codes,
+    known: Estimates,
+    k: int,
+    near: np.ndarray,
+    r: int,
+    *,
+    dead: np.ndarray | None = None,
+    threads: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of every query among the r vectors (k at least) of its lists that have the least estimates, as `neighbours`
+    gives them. near: int64 (n, n_probe), nearest first. Of equal estimates those of earlier blocks are on the list.
+
+    Without a column there is nothing to estimate by, and all are costed.
+    """
+    if not costs.where.n_columns:
+        return neighbours(costs, codes, k, near=near, dead=dead, threads=threads)
+    n, r = len(costs.queries), max(k, min(r, int(codes.n.sum())))
+    cost, number = np.full((n, k), np.inf, np.float32), np.full((n, k), -1, np.int64)
+    if n:
+        n_shares = max(min(n, threads if threads == 1 else _SHARES * threads), -(-n // _QUERIES))
+        first = np.linspace(0, n, n_shares + 1).astype(np.int64)
+        # A query's nearest list first, for a worst to compare with; then list by list, so that a list is read while in the cache.
+        group = np.repeat(np.arange(n_shares), np.diff(first))
+        key = (2 * group[:, None] + (np.arange(near.shape[1]) > 0)) * len(costs.origins) + near
+        order_ = np.argsort(key.astype(np.min_scalar_type(key.max())), axis=None, kind="stable")
+        query, list_ = order_ // near.shape[1], near.reshape(-1)[order_]
+        offset = _offsets(costs, known, threads)[query, list_]
+        short, place = np.full((n, r), np.inf, np.float32), np.full((n, r), -1, np.int64)
+        divide(
+            min(threads, n_shares), _shortly, costs, codes, known, _fields(costs), first, first * near.shape[1], query, list_,
+            offset, np.empty(0, bool) if dead is None else dead, short, place, cost, number,
+        )  # fmt: skip
+    order_ = np.lexsort((number, cost), axis=1)
+    return np.take_along_axis(cost, order_, 1), np.take_along_axis(number, order_, 1)
+
+
+def _offsets(costs: Costs, known: Estimates, threads: int) -> np.ndarray:
+    """(n_queries, n_lists) float32: what a query costs at the origin of a list, but for what it costs at all origins alike."""
+    v, o = costs.queries, costs.origins
+    both = product(v, o, transposed=True, threads=threads)
+    if costs.kind == COSINES:  # divided by norms, what coordinates without a column cost is not alike
+        return -both - product(v, known.still[:, None])
+    return -both if costs.kind == PRODUCTS else np.square(o).sum(1) - 2 * both
+
+
+def shortlisted_plain(
+    costs: Costs,
+    blocks: list[tuple[int, np.ndarray, np.ndarray]],
+    known: Estimates,
+    k: int,
+    near: np.ndarray,
+    r: int,
+    dead: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`shortlisted` in NumPy: all vectors are estimated and costed, and then sorted. blocks: (list, codes, numbers)."""
+    if not costs.where.n_columns:
+        return neighbours_plain(costs, blocks, k, near, dead)
+    n, one = len(near), np.float32
+    cost, number = np.full((n, k), np.inf, one), np.full((n, k), -1, np.int64)
+    offsets, places = _offsets(costs, known, 1), np.argsort([_vector(i) for i in range(64)])
+    for q in range(n):
+        f = np.zeros((costs.where.n_columns, 16), one)
+        for c in range(len(f)):
+            for t in range(costs.term[c], costs.term[c + 1]):
+                f[c] += -(costs.queries[q, costs.member[t]] * one(2 if costs.kind == SQUARES else 1)) * known.mean[t]
+        table, step, base = tables_plain(f, np.inf)
+        base = base + step * one(0.5 * len(f))
+        listed, true = [], {}
+        for b, (list_, codes, numbers) in enumerate(blocks):
+            if list_ not in near[q]:
+                continue
+            sums = np.concatenate([block_sums_plain(codes, i, table) for i in range(-(-len(numbers) // 64))])
+            own = known.own[known.at[b] : known.at[b] + len(sums)].reshape(-1, 64)[:, places].reshape(-1)
+            found, nu = (
+                (base + offsets[q, list_]) + step * sums.astype(one),
+                known.low[b] + known.step[b] * own.astype(one),
+            )
+            if costs.kind == SQUARES:
+                found += nu
+            elif costs.kind == COSINES:
+                found = np.divide(found, nu, out=np.zeros(len(nu), one), where=nu > 0)
+            true[b] = _true_plain(costs, q, list_, unpack_columns_plain(codes, costs.where, len(numbers)))
+            listed += [(found[i], b, i) for i, v in enumerate(numbers) if dead is None or not dead[v]]
+        best = sorted((true[b][i], blocks[b][2][i]) for _, b, i in sorted(listed)[: max(k, r)])[:k]
+        for i, pair in enumerate(best):
+            cost[q, i], number[q, i] = pair
+    return cost, number
+
+
+def _true_plain(costs: Costs, q: int, list_: int, index: np.ndarray) -> np.ndarray:
+    """`_true`, and what COSINES cost, of codes (n, n_codes)."""
+    if costs.kind == COSINES:
+        return costs_plain(costs, q, list_, index)
+    widths = np.diff(costs.first)
+    each_code = zip(costs.start, index.T.astype(np.int64), widths, strict=False)
+    at = np.concatenate([s + c[:, None] * w + np.arange(w) for s, c, w in each_code], 1)
+    x, v = costs.origins[list_] + costs.levels[at], costs.queries[q]
+    each = np.square(v - x) if costs.kind == SQUARES else -v * x
+    n = _fields(costs).shape[1]
+    total = np.zeros((len(index), LANES), np.float32)
+    for g in range(0, n, LANES):
+        total += each[:, g : g + LANES]
+    while total.shape[1] > 1:
+        half = total.shape[1] // 2
+        total = total[:, :half] + total[:, half:]
+    total = total[:, 0]
+    for j in range(n, len(v)):
+        total = total + each[:, j]
+    return total
