@@ -8,6 +8,7 @@ and some of its encoders take minutes.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -18,8 +19,7 @@ from .rows import Row, median_seconds, ratio
 
 N, DIM, K = 1_000_000, 128, 10
 N_FLAT = 32  # queries
-LISTS = (32, 64, 128, 256, 512)  # of sentences, and which share of them is read:
-SHARES = (3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 18, 20, 24, 28, 32)  # in 32nds
+LISTS = (32, 64, 128, 256, 512)  # of sentences, of which some 64ths are read
 RECALL = 0.9
 COARSE = 2
 # recipe, bits, settings, vectors, faiss's codes, nanoseconds to reach. Our PQ's encoder takes 30 µs a vector, so there are fewer.
@@ -174,8 +174,7 @@ def _theirs(base: np.ndarray, asked: np.ndarray, n: int, spec: str, recall: Call
 
 
 def _reached(n: int, recall: Callable[[int], float]) -> tuple[int, float]:
-    """(probe, recall) of the fewest of n lists that reach `RECALL`, or of all."""
-    for probe in (max(1, n * s // 32) for s in SHARES):
-        if (found := recall(probe)) >= RECALL:
-            break
-    return probe, found
+    """(probe, recall) of the fewest of n lists, in steps of a 64th, that reach `RECALL`, or of all."""
+    probes = sorted({max(1, n * s // 64) for s in range(1, 65)})
+    probe = probes[min(bisect_left(probes, RECALL, key=recall), len(probes) - 1)]
+    return probe, recall(probe)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,11 +43,12 @@ _HOME = os.getpid()
 
 @lru_cache(maxsize=1)
 def _openmp() -> Any:
-    """`GOMP_parallel` of the OpenMP library that PyTorch has loaded, or None."""
+    """`GOMP_parallel` of the OpenMP library that PyTorch has loaded, or None. Other packages bring others, with other teams."""
     try:
         with open("/proc/self/maps") as f:
             paths = {line.split()[-1] for line in f if "libgomp" in line}
-        found = ctypes.CDLL(paths.pop()).GOMP_parallel if len(paths) == 1 else None
+        own = {p for p in paths if "torch" in Path(p).parts} or paths
+        found = ctypes.CDLL(own.pop()).GOMP_parallel if len(own) == 1 else None
     except (OSError, AttributeError):
         return None
     if found is not None:

@@ -28,8 +28,12 @@ from numba.extending import intrinsic
 from laconic.kernels.columns import fine_code, unpack_columns, unpack_columns_plain
 from laconic.kernels.product import product
 from laconic.kernels.scan import (
+    _AHEAD,
     _CACHED,
+    _HALF,
+    _QUARTER,
     _SHARES,
+    _SHORTS,
     COSINES,
     PRODUCTS,
     SQUARES,
@@ -39,20 +43,19 @@ from laconic.kernels.scan import (
     _block,
     _cosine_of,
     _exactly,
+    _found,
     _lent,
     _lent_costs,
     _lowest,
     _products,
     _push,
     _spanned,
-    _sum_block,
-    _tables,
+    _stepped,
     _vector,
     block_sums_plain,
     costs_plain,
     neighbours,
     neighbours_plain,
-    tables_plain,
 )
 from laconic.kernels.sharing import divide, take
 from laconic.kernels.vectors import F32, FLOATS, I32, I64, LANES, WORDS, Arrays, all_lanes, order, splat
@@ -62,6 +65,7 @@ __all__ = ["Estimates", "estimates_of", "shortlisted", "shortlisted_plain"]
 _I16 = ir.IntType(16)
 _EIGHT, _EIGHT_WORDS, _EIGHT_FLOATS = (ir.VectorType(t, 8) for t in (_I16, I32, F32))
 _QUERIES = 64  # of a share at most: so many tables stay in the cache beside the codes
+_PIECE = 32  # blocks of 64 vectors whose sums are kept
 _SLACK = 0.25  # steps, for rounding
 
 
@@ -146,9 +150,66 @@ def _looked_up(index, table):
 
 
 @intrinsic
-def _below(typingctx, sums, own, at, a, b):
-    """Bits of the 64 uint16 sums that are at most a · own[at + i] + b, in float32."""
-    signature = types.uint64(sums, own, at, a, b)
+def _sum_two(typingctx, codes, at, n, n_blocks, tables, first, second, sums, apart):
+    """Sums of blocks by two tables of n columns, whose first bytes are given: uint16, 64 a block in the order of `_sum_block`,
+    those of the second table `apart` places behind.
+
+    Codes are read once for both; eight columns are added in 8 bits before they are in 16.
+    """
+    signature = types.void(codes, at, n, n_blocks, tables, first, second, sums, apart)
+
+    def codegen(context, builder, sig, args):
+        arrays = Arrays(context, builder, sig, args)
+        held = [[cgutils.alloca_once(builder, _SHORTS) for _ in range(4)] for _ in range(2)]
+
+        def add(begin, column, count):
+            """`count` columns of the block that begins at a byte."""
+            totals: list = [[None, None], [None, None]]
+            for i in range(count):
+                c = builder.add(column, I64(i))
+                x = arrays.load(0, builder.add(begin, builder.mul(c, I64(32))), _HALF)
+                parts = builder.and_(x, all_lanes(_HALF, 15)), builder.lshr(x, all_lanes(_HALF, 4))
+                for total, table in zip(totals, args[5:7], strict=True):
+                    entries = arrays.load(4, builder.add(table, builder.mul(c, I64(16))), _QUARTER)
+                    both = builder.shuffle_vector(entries, entries, order(*[*range(16)] * 2))
+                    for h, index in enumerate(parts):
+                        found = _found(builder, both, index)
+                        total[h] = found if total[h] is None else builder.add(total[h], found)
+            for total, variables in zip(totals, held, strict=True):
+                for h, x in enumerate(total):
+                    words = builder.bitcast(x, _SHORTS)
+                    odd = builder.lshr(words, all_lanes(_SHORTS, 8))
+                    for variable, y in zip(variables[2 * h : 2 * h + 2], (words, odd), strict=True):
+                        builder.store(builder.add(builder.load(variable), y), variable)
+
+        with cgutils.for_range(builder, args[3], intp=I64) as blocks:
+            begin = builder.add(args[1], builder.mul(blocks.index, builder.mul(args[2], I64(32))))
+            for variable in (*held[0], *held[1]):
+                builder.store(ir.Constant(_SHORTS, None), variable)
+            with cgutils.for_range(builder, builder.lshr(args[2], I64(3)), intp=I64) as loop:
+                column = builder.mul(loop.index, I64(8))
+                arrays.prefetch(0, builder.add(builder.add(begin, builder.mul(column, I64(32))), I64(_AHEAD)), 4)
+                add(begin, column, 8)
+            whole = builder.and_(args[2], I64(-8))
+            with cgutils.for_range(builder, builder.and_(args[2], I64(7)), intp=I64) as loop:
+                add(begin, builder.add(whole, loop.index), 1)
+            for q, variables in enumerate(held):
+                to = builder.add(builder.mul(args[8], I64(q)), builder.mul(blocks.index, I64(64)))
+                for h in range(2):
+                    words, odd = (builder.load(v) for v in variables[2 * h : 2 * h + 2])
+                    even = builder.sub(words, builder.shl(odd, all_lanes(_SHORTS, 8)))
+                    for i, x in enumerate((even, odd)):
+                        place = arrays.place(7, builder.add(to, I64(32 * h + 16 * i)), _SHORTS)
+                        builder.store(x, place, align=1)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def _below(typingctx, sums, at, own, own_at, a, b):
+    """Bits of 64 uint16 sums from one on that are at most a · own[own_at + i] + b, in float32."""
+    signature = types.uint64(sums, at, own, own_at, a, b)
 
     def codegen(context, builder, sig, args):
         arrays = Arrays(context, builder, sig, args)
@@ -160,10 +221,10 @@ def _below(typingctx, sums, own, at, a, b):
         def floats(array, at):
             return builder.sitofp(builder.zext(arrays.load(array, at, _EIGHT), _EIGHT_WORDS), _EIGHT_FLOATS)
 
-        total, slope, above = I64(0), eight(args[3]), eight(args[4])
+        total, slope, above = I64(0), eight(args[4]), eight(args[5])
         for part in range(8):
-            room = builder.fadd(builder.fmul(floats(1, builder.add(args[2], I64(8 * part))), slope), above)
-            below = builder.fcmp_ordered("<=", floats(0, I64(8 * part)), room)
+            room = builder.fadd(builder.fmul(floats(2, builder.add(args[3], I64(8 * part))), slope), above)
+            below = builder.fcmp_ordered("<=", floats(0, builder.add(args[1], I64(8 * part))), room)
             mask = builder.zext(builder.bitcast(below, ir.IntType(8)), I64)
             total = builder.or_(total, builder.shl(mask, I64(8 * part)))
         return total
@@ -182,18 +243,50 @@ def _tabled(costs, mean, q, f, extents, table):
         for t in range(begin, costs.term[c + 1]):
             _products(g * v[costs.member[t]], mean, mean, 16 * t, zero, zero, f, 16 * c, t > begin)
         base += _spanned(f, c, extents)
-    step = _tables(f, extents, base, np.float32(np.inf), table)
+    step = np.float32(1e-30)
+    room = np.float32(min(255, 65535 // max(1, n // 8 + n % 8)))
+    for g in range(0, n // 8 * 8, 8):
+        reach = np.float32(0)
+        for c in range(g, g + 8):
+            reach += _at(extents, n + c)
+        step = max(step, reach / room)
+    for c in range(n // 8 * 8, n):
+        step = max(step, extents[1, c] / room)
+    for c in range(n):
+        _stepped(f, 16 * c, extents[0, c], np.float32(1) / step, room, table)
     return step, base + step * np.float32(0.5 * n)  # entries are rounded down by half a step, as they come
 
 
+def _tabled_plain(costs: Costs, known: Estimates, q: int) -> tuple[np.ndarray, np.float32, np.float32]:
+    """`_tabled` in NumPy: (table, step, base)."""
+    n, one = costs.where.n_columns, np.float32
+    f, base, step = np.zeros((n, 16), one), one(0), one(1e-30)
+    for c in range(n):
+        for t in range(costs.term[c], costs.term[c + 1]):
+            f[c] += -(costs.queries[q, costs.member[t]] * one(2 if costs.kind == SQUARES else 1)) * known.mean[t]
+        base += f[c].min()
+    low, high = f.min(1), f.max(1)
+    room = one(min(255, 65535 // max(1, n // 8 + n % 8)))
+    for columns in [
+        *(range(g, g + 8) for g in range(0, n // 8 * 8, 8)),
+        *(range(c, c + 1) for c in range(n // 8 * 8, n)),
+    ]:
+        reach = one(0)
+        for c in columns:
+            reach += high[c] - low[c]
+        step = max(step, reach / room)
+    table = np.minimum((f - low[:, None]) * (one(1) / step), room).astype(np.uint8)
+    return table, step, base + step * one(0.5 * n)
+
+
 @njit(cache=True, nogil=True)
-def _estimated(kind, n_columns, part, begin, end, b, nu, step, base, table, dead, sums, short, place):
+def _estimated(kind, part, begin, end, b, nu, step, base, dead, sums, short, place):
     """Puts vectors of least estimates on the short list: those of blocks begin … end − 1 of 64 of a part, block b of the index.
 
-    nu: (own, at, low, step) of the part, see `Estimates`. base: of a sum of 0, with what the query costs at the origin. place: of
-    those on the list, block · 2³² + vector of it.
+    nu: (own, at, low, step) of the part, see `Estimates`. base: of a sum of 0, with what the query costs at the origin. sums: of
+    the blocks. place: of those on the list, block · 2³² + vector of it.
     """
-    (n, codes, numbers, _), (own, own_at, low, unit) = part, nu
+    (n, _, numbers, _), (own, own_at, low, unit) = part, nu
     for block in range(begin, end):
         a, room, worst = np.float32(0), np.float32(np.inf), short[0]
         if worst < np.inf:
@@ -204,15 +297,15 @@ def _estimated(kind, n_columns, part, begin, end, b, nu, step, base, table, dead
             else:
                 room = (worst - base) / step
             room += np.float32(_SLACK)
-        _sum_block(codes, 32 * n_columns * block, table, 0, n_columns, sums)
-        mask = _below(sums, own, own_at + 64 * block, a, room)
+        at = 64 * (block - begin)
+        mask = _below(sums, at, own, own_at + 64 * block, a, room)
         while mask:
             s = _lowest(mask)
             mask &= mask - np.uint64(1)
             i = 64 * block + _vector(s)
             if i >= n or (dead.shape[0] and dead[numbers[i]]):
                 continue
-            found, x = base + step * np.float32(sums[s]), low + unit * np.float32(own[own_at + 64 * block + s])
+            found, x = base + step * np.float32(sums[at + s]), low + unit * np.float32(own[own_at + 64 * block + s])
             if kind == SQUARES:
                 found += x
             elif kind == COSINES:
@@ -302,8 +395,8 @@ def _shortly(
     n_columns, most = costs.where.n_columns, np.max(first[1:] - first[:-1])
     f, extents = np.empty((n_columns, 16), np.float32), np.empty((2, n_columns), np.float32)
     table, made = np.empty((most, n_columns * 16), np.uint8), np.empty((most, 2), np.float32)
-    sums, shifted = np.empty(64, np.uint16), np.empty((2, costs.queries.shape[1]), np.float32)
-    piece = max(1, _CACHED // (32 * n_columns))
+    piece = min(max(1, _CACHED // (32 * n_columns)), _PIECE)
+    sums, shifted = np.empty((2, 64 * piece), np.uint16), np.empty((2, costs.queries.shape[1]), np.float32)
     while True:
         s = take(counter, np.int64(1))
         if s >= first.shape[0] - 1:
@@ -318,16 +411,20 @@ def _shortly(
             for b in range(blocks.first[list_[p]], blocks.first[list_[p] + 1]):
                 part, nu = _block(costs, blocks, b), (own, known.at[b], known.low[b], known.step[b])
                 n_groups = (part[0] + 63) // 64
-                for begin in range(
-                    0, n_groups, piece
-                ):  # all queries that read a list read a piece of it while in the cache
-                    for at in range(p, alike):
-                        q = query[at]
-                        t = q - first[s]
-                        _estimated(
-                            costs.kind, n_columns, part, begin, min(begin + piece, n_groups), b, nu, made[t, 0],
-                            made[t, 1] + offset[at], _lent(table[t]), dead, sums, short[q], place[q],
+                for begin in range(0, n_groups, piece):  # read by all queries of the list while it is in the cache
+                    stop = min(begin + piece, n_groups)
+                    for at in range(p, alike, 2):
+                        t, u = query[at] - first[s], query[min(at + 1, alike - 1)] - first[s]
+                        _sum_two(
+                            part[1], 32 * n_columns * begin, n_columns, stop - begin, table, 16 * n_columns * t,
+                            16 * n_columns * u, sums, 64 * piece,
                         )  # fmt: skip
+                        for i in range(at, min(at + 2, alike)):
+                            q = query[i]
+                            step, base = made[q - first[s], 0], made[q - first[s], 1] + offset[i]
+                            _estimated(
+                                costs.kind, part, begin, stop, b, nu, step, base, dead, sums[i - at], short[q], place[q]
+                            )
             p = alike
         for q in range(first[s], first[s + 1]):
             for x in place[q]:
@@ -407,12 +504,7 @@ def shortlisted_plain(
     cost, number = np.full((n, k), np.inf, one), np.full((n, k), -1, np.int64)
     offsets, places = _offsets(costs, known, 1), np.argsort([_vector(i) for i in range(64)])
     for q in range(n):
-        f = np.zeros((costs.where.n_columns, 16), one)
-        for c in range(len(f)):
-            for t in range(costs.term[c], costs.term[c + 1]):
-                f[c] += -(costs.queries[q, costs.member[t]] * one(2 if costs.kind == SQUARES else 1)) * known.mean[t]
-        table, step, base = tables_plain(f, np.inf)
-        base = base + step * one(0.5 * len(f))
+        table, step, base = _tabled_plain(costs, known, q)
         listed, true = [], {}
         for b, (list_, codes, numbers) in enumerate(blocks):
             if list_ not in near[q]:

@@ -20,10 +20,12 @@ import numpy as np
 
 from ...core.errors import BadInput
 from .index import Index
+from .lists import ITERATIONS
+from .lists import SAMPLE as A_LIST
 from .streams import Stream, stream
 
 BATCH = 65536  # vectors of a shard
-SAMPLE = 65536  # vectors that are learned from, or 64 a list where those are more
+SAMPLE = 65536  # vectors that are learned from, or what lists ask for where that is more
 _TRIED = 4096  # vectors that an estimate is made from
 _FLOPS = 2e10  # of k-means, for the estimate
 
@@ -66,7 +68,7 @@ def build(
     if not model.exists():
         index = Index(source_.dim, metric, recipe, bits, lists, seed, coarse=coarse, **settings)
         if not index.trained:
-            some = np.asarray(source_.sample(max(SAMPLE, 64 * lists)))
+            some = np.asarray(source_.sample(max(SAMPLE, A_LIST * lists)))
             index.train(some, balanced=balanced, progress=progress, checkpoint=parts / "lists.npz")
         index.save(model)
     index = Index.load(model)
@@ -127,8 +129,8 @@ def plan(
     index.add(some[: _TRIED // 2])
     each = (time.perf_counter() - start) / max(1, len(some[: _TRIED // 2]))
     n = source_.n
-    sample = max(SAMPLE, 64 * lists) if n is None else min(n, max(SAMPLE, 64 * lists))
-    k_means = 2 * 12 * sample * lists * source_.dim / _FLOPS
+    sample = max(SAMPLE, A_LIST * lists) if n is None else min(n, max(SAMPLE, A_LIST * lists))
+    k_means = 2 * ITERATIONS * sample * lists * source_.dim / _FLOPS
     row = 4 * source_.dim
     out: dict[str, Any] = {
         "vectors": n,

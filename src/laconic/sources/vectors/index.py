@@ -124,9 +124,9 @@ class Index:
                 f"{len(rows)} training vectors; {least} or more are needed, {self.dim} dimensions and {self.lists} lists"
             )
         if self.lists:
-            from .lists import learn
+            from .lists import SAMPLE, learn
 
-            some = np.ascontiguousarray(rows[:: max(1, len(rows) // (64 * self.lists))])
+            some = np.ascontiguousarray(rows[:: max(1, len(rows) // (SAMPLE * self.lists))])
             file = None if checkpoint is None else Path(checkpoint)
             self.centroids, self.list_prices = learn(some, self.lists, self.seed, balanced, progress, file)
             rows = rows - self.centroids[self._assign(rows)]

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_ITERATIONS = 12
+ITERATIONS, SAMPLE = 20, 128  # steps of k-means at most, and vectors a list that it learns from
 _ROUNDS = 40  # of prices
 _MOST = 1.1  # of its share that a list may have
 _CHUNK = 4096  # vectors that are compared with all lists at once
@@ -42,7 +42,7 @@ def learn(
     written after every step and removed at the end; one that is there, of the same vectors and settings, is gone on from."""
     from ...kernels.kmeans import kmeans, step
 
-    total = _ITERATIONS + (_ROUNDS if balanced else 0)
+    total = ITERATIONS + (_ROUNDS if balanced else 0)
     key = _key(rows, n, seed, balanced)
     table, prices, at = _resumed(checkpoint, key) or (
         kmeans(rows, n, iterations=0, seed=seed),
@@ -53,10 +53,10 @@ def learn(
     while at < total:
         if progress is not None:
             progress(at, total, f"lists, step {at + 1} of {total}")
-        if at < _ITERATIONS:
+        if at < ITERATIONS:
             table, mass, index = step(rows, table, prices)
             done = before is not None and bool(mass.all()) and np.array_equal(index, before)
-            before, at = index, _ITERATIONS if done else at + 1
+            before, at = index, ITERATIONS if done else at + 1
         else:
             dearer = _dearer(rows, table, prices)
             at = total if dearer is None else at + 1
