@@ -52,15 +52,19 @@ def ratio(
     peer: Callable[[], Any],
     repeats: int = 7,
     clock: Callable[[], float] = time.perf_counter,
+    before: int = 0,
 ) -> tuple[float, float]:
     """Median seconds of ours and of the peer's, run in turns so that the machine's moods hit both.
 
-    clock: `time.thread_time` counts what the calls take of a processor, where both run in this thread.
+    clock: `time.thread_time` counts what the calls take of a processor, where both run in this thread. before: calls of each that
+    are not timed in its turn, while threads of the other's library still wait for work at full speed.
     """
     ours(), peer()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for which, f in enumerate((ours, peer)):
+            for _ in range(before):
+                f()
             start = clock()
             f()
             times[which].append(clock() - start)

@@ -449,11 +449,13 @@ def shortlisted(
     near: np.ndarray,
     r: int,
     *,
+    products: np.ndarray | None = None,
     dead: np.ndarray | None = None,
     threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest of every query among the r vectors (k at least) of its lists that have the least estimates, as `neighbours`
-    gives them. near: int64 (n, n_probe), nearest first. Of equal estimates those of earlier blocks are on the list.
+    gives them. near: int64 (n, n_probe), nearest first. products: of queries and origins, (n, n_lists), where they are known. Of
+    equal estimates those of earlier blocks are on the list.
 
     Without a column there is nothing to estimate by, and all are costed.
     """
@@ -469,7 +471,10 @@ def shortlisted(
         key = (2 * group[:, None] + (np.arange(near.shape[1]) > 0)) * len(costs.origins) + near
         order_ = np.argsort(key.astype(np.min_scalar_type(key.max())), axis=None, kind="stable")
         query, list_ = order_ // near.shape[1], near.reshape(-1)[order_]
-        offset = _offsets(costs, known, threads)[query, list_]
+        products = (
+            product(costs.queries, costs.origins, transposed=True, threads=threads) if products is None else products
+        )
+        offset = _offsets(costs, known, products)[query, list_]
         short, place = np.full((n, r), np.inf, np.float32), np.full((n, r), -1, np.int64)
         divide(
             min(threads, n_shares), _shortly, costs, codes, known, _fields(costs), first, first * near.shape[1], query, list_,
@@ -479,13 +484,11 @@ def shortlisted(
     return np.take_along_axis(cost, order_, 1), np.take_along_axis(number, order_, 1)
 
 
-def _offsets(costs: Costs, known: Estimates, threads: int) -> np.ndarray:
+def _offsets(costs: Costs, known: Estimates, products: np.ndarray) -> np.ndarray:
     """(n_queries, n_lists) float32: what a query costs at the origin of a list, but for what it costs at all origins alike."""
-    v, o = costs.queries, costs.origins
-    both = product(v, o, transposed=True, threads=threads)
     if costs.kind == COSINES:  # divided by norms, what coordinates without a column cost is not alike
-        return -both - product(v, known.still[:, None])
-    return -both if costs.kind == PRODUCTS else np.square(o).sum(1) - 2 * both
+        return -products - product(costs.queries, known.still[:, None])
+    return -products if costs.kind == PRODUCTS else np.square(costs.origins).sum(1) - np.float32(2) * products
 
 
 def shortlisted_plain(
@@ -502,7 +505,8 @@ def shortlisted_plain(
         return neighbours_plain(costs, blocks, k, near, dead)
     n, one = len(near), np.float32
     cost, number = np.full((n, k), np.inf, one), np.full((n, k), -1, np.int64)
-    offsets, places = _offsets(costs, known, 1), np.argsort([_vector(i) for i in range(64)])
+    offsets = _offsets(costs, known, product(costs.queries, costs.origins, transposed=True))
+    places = np.argsort([_vector(i) for i in range(64)])
     for q in range(n):
         table, step, base = _tabled_plain(costs, known, q)
         listed, true = [], {}

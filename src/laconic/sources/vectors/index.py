@@ -278,7 +278,7 @@ class Index:
             raise BadConfig("rescore needs originals; make the index with originals=PATH")
         best = Best(len(queries), max(1, min(wanted, max(self._n, k))))
         dead = self._outside(allowed)
-        scan, near = self._scan(), self._near(queries, probe)
+        scan, (near, products) = self._scan(), self._near(queries, probe)
         if (
             scan is not None
             and not shortlist
@@ -286,7 +286,7 @@ class Index:
         ):
             scan = None
         if scan is not None:
-            self._scanned(scan, queries, near, dead, shortlist, best)
+            self._scanned(scan, queries, near, products, dead, shortlist, best)
         for at, block, rows in [] if scan is not None else self._read(near):
             cost = costs(queries if at is None else queries[at], rows, self.metric)
             if dead is not None:
@@ -482,6 +482,7 @@ class Index:
         scan: Scanner,
         queries: np.ndarray,
         near: np.ndarray | None,
+        products: np.ndarray,
         dead: np.ndarray | None,
         shortlist: int,
         best: Best,
@@ -501,7 +502,10 @@ class Index:
             read = None if near is None else near[part]
             if shortlist and self._estimates is not None:
                 read = np.zeros((len(costs.queries), 1), np.int64) if read is None else read
-                found = shortlisted(costs, codes, self._estimates, k, read, shortlist, dead=dead, threads=self.threads)
+                found = shortlisted(
+                    costs, codes, self._estimates, k, read, shortlist, products=products[part] + scan.shifted(queries[part]),
+                    dead=dead, threads=self.threads,
+                )  # fmt: skip
             else:
                 found = neighbours(costs, codes, k, near=read, dead=dead, threads=self.threads)
             best.cost[part], best.number[part] = found
@@ -525,19 +529,19 @@ class Index:
         out[found[found >= 0]] = False
         return out
 
-    def _near(self, queries: np.ndarray, probe: int | None) -> np.ndarray | None:
-        """(n, probe) lists that each query reads, nearest first; None without lists."""
+    def _near(self, queries: np.ndarray, probe: int | None) -> tuple[np.ndarray | None, np.ndarray]:
+        """(n, probe) lists that each query reads, nearest first, None without lists; inner products with all their means."""
         from ...kernels.product import product
 
         if self.centroids is None:
-            return None
+            return None, np.zeros((len(queries), 1), np.float32)
         n = min(self.lists, max(1, self.lists // 16) if probe is None else probe)
         if n < 1:
             raise BadConfig(f"probe={probe}; at least 1 is right")
         products = product(queries, self.centroids, transposed=True, threads=self.threads)
         cost = costs(queries, self.centroids, self.metric, products)
         some = np.argpartition(cost, n - 1, axis=1)[:, :n]
-        return np.take_along_axis(some, np.argsort(np.take_along_axis(cost, some, 1), 1, kind="stable"), 1)
+        return np.take_along_axis(some, np.argsort(np.take_along_axis(cost, some, 1), 1, kind="stable"), 1), products
 
     def _read(self, near: np.ndarray | None) -> Iterator[tuple[np.ndarray | None, Block, np.ndarray]]:
         """(places of the queries that read it, None for all; block; its vectors)."""

@@ -77,6 +77,12 @@ class Scanner(NamedTuple):
 
         return product(np.ascontiguousarray(x), self.turn, threads=threads)
 
+    def shifted(self, queries: np.ndarray) -> np.ndarray:
+        """(n, 1): inner products of queries and c."""
+        from ...kernels.product import product
+
+        return product(queries, self.shift[:, None].copy())
+
     def norms(self, index: np.ndarray, centroid: np.ndarray) -> tuple[float, float] | None:
         """Least and greatest squared norm of vectors; None where costs do not ask for them."""
         from ...kernels.scan import COSINES
