@@ -37,6 +37,13 @@ def test_a_row_does_not_depend_on_the_others():
         assert np.array_equal(product(x[first:last], m), whole[first:last])
 
 
+@pytest.mark.parametrize("n_rows", [3, 119, 120, 400])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_threads_change_nothing(n_rows, transposed):
+    x, m = _matrices(n_rows, 70, 70, np.float32)
+    assert np.array_equal(product(x, m, transposed=transposed, threads=3), product_plain(x, m, transposed=transposed))
+
+
 def test_definition_is_close_to_the_exact_product():
     x, m = _matrices(5, 200, 7, np.float64)
     exact = x.astype(np.longdouble) @ m.astype(np.longdouble)

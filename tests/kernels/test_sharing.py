@@ -44,6 +44,13 @@ def test_every_share_is_taken_once(team, threads):
         assert (done == 1).all()
 
 
+def test_the_team_is_that_of_pytorch():
+    own, system, other = "/v/torch/lib/libgomp-a.so.1", "/usr/lib/libgomp.so.1", "/v/faiss_cpu.libs/libgomp-e.so.1"
+    assert sharing._of_torch({own, other}) == sharing._of_torch({own}) == own
+    assert sharing._of_torch({system}) == system
+    assert sharing._of_torch({system, other}) is sharing._of_torch(set()) is None
+
+
 def test_both_threads_are_there(team):
     met, both = [], threading.Barrier(2, timeout=20)
 

@@ -41,14 +41,19 @@ _TEAM_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _HOME = os.getpid()
 
 
+def _of_torch(paths: set[str]) -> str | None:
+    """Which of the loaded OpenMP libraries is PyTorch's: the one in its folder, or the only one. Others have other teams."""
+    own = {p for p in paths if "torch" in Path(p).parts} or paths
+    return own.pop() if len(own) == 1 else None
+
+
 @lru_cache(maxsize=1)
 def _openmp() -> Any:
-    """`GOMP_parallel` of the OpenMP library that PyTorch has loaded, or None. Other packages bring others, with other teams."""
+    """`GOMP_parallel` of the OpenMP library that PyTorch has loaded, or None."""
     try:
         with open("/proc/self/maps") as f:
-            paths = {line.split()[-1] for line in f if "libgomp" in line}
-        own = {p for p in paths if "torch" in Path(p).parts} or paths
-        found = ctypes.CDLL(own.pop()).GOMP_parallel if len(own) == 1 else None
+            path = _of_torch({line.split()[-1] for line in f if "libgomp" in line})
+        found = None if path is None else ctypes.CDLL(path).GOMP_parallel
     except (OSError, AttributeError):
         return None
     if found is not None:

@@ -141,6 +141,8 @@ class Index:
         with told_to(progress):
             self.stage = self.stage.fit(torch.from_numpy(rows if rows.flags.writeable else rows.copy()))
         self.trained, self._scanner, self._opened = True, None, None
+        if self.coarse:
+            self._scan()  # says where the codec has none
         return self
 
     def add(self, x: Any, ids: Any = None) -> Index:
