@@ -120,6 +120,14 @@ def test_a_coarse_index_has_a_short_list_by_itself(tmp_path: Path) -> None:
         Index(8, coarse=8)
 
 
+def test_a_block_beyond_what_kernels_count_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from laconic.sources.vectors import scanning
+
+    monkeypatch.setattr(scanning, "_MOST_BYTES", 1000)
+    with pytest.raises(CorruptStream, match="at most 1,000"):
+        made("klt-levels", 900).search(vectors(1), 3)
+
+
 def test_rescoring_has_as_many_candidates_as_it_asks_for(tmp_path: Path) -> None:
     x, q = vectors(900), vectors(20, 2)
     index = Index(x.shape[1], recipe="klt-levels", bits=3, coarse=2, originals=tmp_path / "o").train(x).add(x)

@@ -101,9 +101,9 @@ def columns(bits: np.ndarray, coarse: int = 0) -> Columns:
 @njit(cache=True, nogil=True, inline="always")
 def fine_code(codes, bit, low):
     """`low` bits, at most 8, from a bit of the codes on."""
-    at = bit >> 3
+    at, last = bit >> 3, codes.shape[0] - 1
     # The byte behind is asked for even where it is not needed, but never one behind the last.
-    both = np.int64(codes[at]) | np.int64(codes[min(at + 1, codes.shape[0] - 1)]) << 8
+    both = np.int64(codes[min(at, last)]) | np.int64(codes[min(at + 1, last)]) << 8
     return (both >> (bit & 7)) & ((1 << low) - 1)
 
 

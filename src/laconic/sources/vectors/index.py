@@ -44,7 +44,7 @@ class Index:
     training vectors. bits: what the recipe's setting is called, whatever that recipe counts in it; `bits_per_dim` says what
     is kept. lists: inverted lists, 0 for none; a list's mean is taken from its vectors before they are coded. coarse: of codes
     with a fast scan, how many bits of each coordinate, 0 to 7, a search leaves to those vectors that estimates put on a short
-    list; with lists, at 3 bits or more, 2 is some twice as fast as 0. originals: a file that gets the vectors as they are,
+    list; with lists, at 4 bits, 2 makes short lists half as fast again. originals: a file that gets the vectors as they are,
     float32, for `search(..., rescore=n)`. threads: of a search. settings: of the recipe.
 
     Errors: BadConfig for settings, BadInput for data, NotFitted before `train`, CorruptStream from a damaged file.
@@ -273,7 +273,7 @@ class Index:
         self._ready()
         wanted = max(k, rescore)
         if shortlist is None:
-            shortlist = max(_SHORTLIST * k, _LEAST, wanted) if self.coarse else 0
+            shortlist = max(_SHORTLIST * k, _LEAST) if self.coarse else 0
         if shortlist < 0:
             raise BadConfig(f"shortlist={shortlist}; 0 or more is right")
         if rescore and self._originals is None:
@@ -360,7 +360,8 @@ class Index:
         """All memory that grows with the vectors, and what was learned; 2 bytes a vector more once short lists are made."""
         numbers = sum(b.numbers.nbytes for b in self._blocks) if self.lists else 0
         named = 0 if self._ids is None else self._ids.nbytes
-        named += sum(a.nbytes for a in (self._dead, self._errors, self._estimates) if a is not None)
+        known = None if self._opened is None else self._estimates
+        named += sum(a.nbytes for a in (self._dead, self._errors, known) if a is not None)
         return self.code_bytes + self.model_bytes + numbers + named
 
     def report(self) -> dict[str, Any]:
@@ -493,19 +494,20 @@ class Index:
         from ...kernels.shortlist import shortlisted
 
         centroids = np.zeros((1, self.dim), np.float32) if self.centroids is None else self.centroids
-        if self._opened is None:
-            self._opened, self._estimates = opened(self._ready(), scan, self._blocks, centroids), None
-        if shortlist and self._estimates is None:
-            self._estimates = self._opened.estimates()
+        if (read_from := self._opened) is None:  # of one's own: another thread may open it too
+            read_from = opened(self._ready(), scan, self._blocks, centroids)
+            self._opened, self._estimates = read_from, None
+        if (estimates := self._estimates) is None and shortlist:
+            estimates = self._estimates = read_from.estimates()
         for at in range(0, len(queries), _TOGETHER):
             part = slice(at, at + _TOGETHER)
-            costs = self._opened.costs._replace(queries=scan.turned(queries[part], self.threads))
-            codes, k = self._opened.codes, best.cost.shape[1]
+            costs = read_from.costs._replace(queries=scan.turned(queries[part], self.threads))
+            codes, k = read_from.codes, best.cost.shape[1]
             read = None if near is None else near[part]
-            if shortlist and self._estimates is not None:
+            if shortlist and estimates is not None:
                 read = np.zeros((len(costs.queries), 1), np.int64) if read is None else read
                 found = shortlisted(
-                    costs, codes, self._estimates, k, read, shortlist, products=products[part] + scan.shifted(queries[part]),
+                    costs, codes, estimates, k, read, shortlist, products=products[part] + scan.shifted(queries[part]),
                     dead=dead, threads=self.threads,
                 )  # fmt: skip
             else:

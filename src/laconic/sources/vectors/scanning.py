@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 _MANY = 48  # queries
+_MOST_BYTES = 1 << 27  # of codes in a block; those that are made have some 2²²
 
 
 class Scanner(NamedTuple):
@@ -201,6 +202,8 @@ def opened(stage: Stage, scan: Scanner, blocks: list[Block], centroids: np.ndarr
             reader = Reader(b.data)
             n_bytes = len(read_sections(stage, reader)["payload"])
             reader.finish()
+        if n_bytes > _MOST_BYTES:  # kernels count the bits of a block in 32
+            raise CorruptStream(f"a block of {n_bytes:,} bytes of codes; at most {_MOST_BYTES:,} are right")
         if n_bytes != scan.where.n_bytes(n):
             raise CorruptStream(f"{n_bytes:,} bytes of codes for {n:,} vectors; {scan.where.n_bytes(n):,} are right")
         reader = Reader(b.data)  # the payload is the first section, and has one axis
