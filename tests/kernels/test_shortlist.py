@@ -57,6 +57,31 @@ def test_it_is_the_plain_twin(kind: int, bits: list[int], coarse: int) -> None:
             np.testing.assert_array_equal(fast[1], plain[1])
 
 
+@pytest.mark.parametrize("kind", [SQUARES, PRODUCTS, COSINES])
+def test_pieces_and_shares(kind: int) -> None:
+    """Lists of more blocks than are added up at once, read by many queries of several shares."""
+    costs, blocks = made(kind, [4, 3, 2, 2, 1] * 2, 1, sizes=(2600, 40, 2500, 65), n=140)
+    near, known = np.tile(np.arange(2), (140, 1)), known_of(costs, blocks)
+    plain = shortlisted_plain(costs, blocks, known, 5, near, 12)
+    for threads in (1, 2):
+        fast = shortlisted(costs, codes_of(blocks), known, 5, near, 12, threads=threads)
+        np.testing.assert_array_equal(fast[0], plain[0])
+        np.testing.assert_array_equal(fast[1], plain[1])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_a_query_of_zeros(scale: float) -> None:
+    """Whose table says nothing."""
+    costs, blocks = made(SQUARES, [4] * 20, n=2)
+    scaled = [x * np.float32(scale) for x in (costs.levels, costs.low, costs.high, costs.origins)]
+    costs = costs._replace(
+        levels=scaled[0], low=scaled[1], high=scaled[2], origins=scaled[3], queries=costs.queries * 0
+    )
+    near = np.tile(np.arange(2), (2, 1))
+    cost, _ = shortlisted(costs, codes_of(blocks), known_of(costs, blocks), 10, near, 40)
+    np.testing.assert_allclose(cost, neighbours_plain(costs, blocks, 10, near)[0], rtol=1e-4)
+
+
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("kind", [SQUARES, PRODUCTS, COSINES])
 @pytest.mark.parametrize("coarse", [0, 3])
@@ -80,9 +105,9 @@ def test_few_are_missed(kind: int, coarse: int, times: int, share: float) -> Non
     assert np.mean([len(set(a) & set(b)) for a, b in zip(few, plain, strict=True)]) > 10 * share
 
 
-@pytest.mark.parametrize("kind", [SQUARES, COSINES])
+@pytest.mark.parametrize("kind", [SQUARES, PRODUCTS, COSINES])
 def test_what_estimates_know(kind: int) -> None:
-    """ν to a half of a step, and means of those points that vectors have."""
+    """δ and ν to a half of a step, and means of those points that vectors have."""
     costs, blocks = made(kind, [2] * 8, 1)
     where, known = costs.where, known_of(costs, blocks)
     index = np.random.default_rng(2).integers(0, 4, (64, 8)).astype(np.uint8)
@@ -97,14 +122,16 @@ def test_what_estimates_know(kind: int) -> None:
         np.testing.assert_allclose(known.mean[t, nibble], mean[nibble >> where.shift[u] & 1], rtol=1e-6)
     coarse = np.stack([[y[index[:, j] >> 1 == b, j].mean() for b in (0, 1)] for j in range(8)])
     o = costs.origins[1].astype(np.float64)
-    true = (
-        (y * y).sum(1) + 2 * coarse[np.arange(8), index >> 1] @ o
-        if kind == SQUARES
-        else np.sqrt(np.square(y + o).sum(1))
-    )
+    if kind == SQUARES:  # around the mean of origins
+        o = o - costs.origins.mean(0)
+    seen = coarse[np.arange(8), index >> 1] @ o
+    true = (y * y).sum(1) + 2 * seen if kind == SQUARES else seen - y @ o
     place = np.arange(64) // 32 * 32 + np.arange(64) % 16 * 2 + np.arange(64) // 16 % 2
     np.testing.assert_allclose(known.low[0] + known.step[0] * known.own, true[place], atol=0.51 * known.step[0])
-    assert known.nbytes == 2 * 64
+    norms = np.sqrt(np.square(y + o).sum(1)) if kind == COSINES else np.ones(64)
+    found = known.norm_low[0] + known.norm_step[0] * known.norms
+    np.testing.assert_allclose(found, norms[place], atol=0.51 * known.norm_step[0])
+    assert known.nbytes == (4 if kind == COSINES else 2) * 64
 
 
 def test_equal_estimates() -> None:

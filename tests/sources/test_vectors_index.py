@@ -116,8 +116,51 @@ def test_a_coarse_index_has_a_short_list_by_itself(tmp_path: Path) -> None:
         index.empty().merge(made("klt-levels", 900, lists=6))
     with pytest.raises(BadConfig, match="no fast scan"):
         made("klt-trellis", 900, coarse=2)
-    with pytest.raises(BadConfig, match="coarse=8"):
-        Index(8, coarse=8)
+    for coarse in (8, -1, True, 1.5):
+        with pytest.raises(BadConfig, match=f"coarse={coarse}"):
+            Index(8, coarse=coarse)
+    with pytest.raises(BadConfig, match="nothing to estimate by"):
+        made("pq", 900, coarse=7)
+
+
+@pytest.mark.parametrize("index_bits", [4, 6])
+def test_product_codes_are_coarse_by_halves_of_their_points(index_bits: int) -> None:
+    index, q = made("pq", 900, coarse=1, bits=2.0, index_bits=index_bits), vectors(20, 2)
+    few, every = (index.search(q, 5, shortlist=n)[1].tolist() for n in (200, 0))
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(few, every, strict=True)]) > 4.5
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+@pytest.mark.parametrize("coarse", [0, 2])
+def test_short_lists_of_what_lies_far_from_zero(metric: str, coarse: int) -> None:
+    """A mean that is common to all vectors takes nothing from what their estimates tell; of directions it leaves little."""
+    far = 1000 if metric == "l2" else 3
+    x, q = vectors(2000, 1, 32) + np.float32(far), vectors(20, 2, 32) + np.float32(far)
+    index = Index(32, metric, "klt-levels", 4.0, 8, coarse=coarse).train(x).add(x)
+    exact, few = (index.search(q, 10, probe=8, shortlist=n)[1].tolist() for n in (0, 40))
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(exact, few, strict=True)]) > 8.5
+
+
+def test_auto_takes_a_recipe_that_can_be_coarse() -> None:
+    x = vectors(400, 5)
+    assert Index(DIM, coarse=2).train(x).recipe in ("klt-levels", "scalar")
+
+
+@pytest.mark.parametrize("coarse", ["9", "-1", "true", '"2"', "0"])
+def test_a_head_with_another_coarse_is_refused(coarse: str, tmp_path: Path) -> None:
+    """In one way or another: of less columns there are as many bytes, but for blocks that are not full."""
+    from laconic.sources.vectors import saving
+
+    index = made("klt-levels", 300, coarse=2)
+    index.save(tmp_path / "x")
+    data = (tmp_path / "x").read_bytes()
+    at = len(saving.MAGIC)
+    size = int.from_bytes(data[at + 1 : at + 9], "little")
+    text = data[at + 9 : at + 9 + size].replace(b'"coarse":2', f'"coarse":{coarse}'.encode())
+    head = data[: at + 1] + len(text).to_bytes(8, "little") + text + saving.checksum(text)
+    (tmp_path / "x").write_bytes(head + data[at + 13 + size :])
+    with pytest.raises(CorruptStream):
+        Index.load(tmp_path / "x").search(vectors(2), 3)
 
 
 def test_a_block_beyond_what_kernels_count_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

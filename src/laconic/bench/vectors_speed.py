@@ -30,8 +30,8 @@ FLAT = (
 )
 LISTED_BITS = 4.0  # true ones, blocks filled up to 64 vectors in every list included
 # Codes of up to four bits. PQ192x8, which learns for minutes with every number of lists and is scanned without registers, is left
-# out.
-LISTED = ("SQ4", "RaBitQ3", "PQ{d}x4fs")
+# out; so are codes of less bits whose neighbours are compared by others once more, for these would have two of four.
+LISTED = ("SQ4", "RaBitQ3", "RaBitQfs3", "PQ{d}x4fs", "PQ{d}x4fsr")
 
 
 def clustered(n: int = N, d: int = DIM, seed: int = 0) -> np.ndarray:
@@ -153,7 +153,7 @@ def _ours(base: np.ndarray, asked: np.ndarray, n: int, recall: Callable[[np.ndar
             break
         bits *= 0.998 * most / index.bits_per_dim
     probe, reached = _reached(n, lambda p: recall(index.search(asked, K, probe=p, shortlist=2 * K)[1]))
-    name = f"lists, klt-levels, {index.bits_per_dim + 16 / base.shape[1]:.2f} bits, {probe} of {n}"
+    name = f"lists, klt-levels, {index.bits_per_dim + 16 / base.shape[1]:.2f} bits, coarse, shortlist {2 * K}, {probe} of {n}"
     return Listed(name, reached, lambda: index.search(asked, K, probe=probe, shortlist=2 * K)[1])
 
 

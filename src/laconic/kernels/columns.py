@@ -66,8 +66,8 @@ class Columns(NamedTuple):
 
 
 def columns(bits: np.ndarray, coarse: int = 0) -> Columns:
-    """Places of the codes of coordinates. bits: uint8 (r,), 0 to 8. coarse: how many bits columns leave out of each coordinate, 0
-    to 7. Raises BadConfig."""
+    """Places of the codes of coordinates. bits: uint8 (r,), 0 to 8. coarse: how many bits of each coordinate columns leave out at
+    least, 0 to 7; they hold four at most. Raises BadConfig."""
     if bits.ndim != 1 or bits.dtype != np.uint8 or (bits.size and int(bits.max()) > 8):
         raise BadConfig(f"bits are {bits.dtype}{bits.shape}; uint8 (r,), 0 to 8, is right")
     if not 0 <= coarse <= 7:

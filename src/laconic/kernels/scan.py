@@ -432,16 +432,17 @@ def costs_of(
     )  # fmt: skip
 
 
-def neighbouring(points: np.ndarray) -> np.ndarray:
+def neighbouring(points: np.ndarray, few: bool = False) -> np.ndarray:
     """An order of 2^b points, int64, in which those that share their highest four bits lie together: 16 boxes of few overlaps.
 
     points: float32 (2^b, width). Halved four times, each part across the coordinate in which it is widest, by comparisons
-    alone, so that every machine finds the same. Source: Bentley 1975, k-d trees. Up to 16 points stay as they are.
+    alone, so that every machine finds the same. Source: Bentley 1975, k-d trees. Up to 16 points stay as they are, unless `few`
+    are put in order too, for columns that hold less than four of their bits.
     """
     parts = [np.arange(len(points))]
-    for _ in range(4 if len(points) > 16 else 0):
+    for _ in range(4 if few or len(points) > 16 else 0):
         halves = []
-        for part in parts:
+        for part in (p for p in parts if len(p)):
             rows = points[part]
             widest = int(np.argmax(rows.max(0) - rows.min(0)))
             part = part[np.argsort(rows[:, widest], kind="stable")]

@@ -2,15 +2,16 @@
 
 What a query v costs with a vector y of the list around o is estimated from columns alone (`kernels.columns`), by the mean ŷ of
 all points that share what the columns hold. Written as a product it needs the list only as two numbers, so that a query has one
-table for all of its lists, a vector one number ν of its own:
+table for all of its lists, a vector a number δ of its own and, of COSINES, its norm ν:
 
-    SQUARES:   ‖v − o‖² − 2 ⟨v, ŷ⟩ + ν,    ν = ‖y‖² + 2 ⟨o, ŷ⟩
-    PRODUCTS:  −⟨v, o⟩ − ⟨v, ŷ⟩
-    COSINES:   (−⟨v, o⟩ − ⟨v, ŷ⟩) / ν,     ν = ‖o + y‖
+    SQUARES:   ‖v − o‖² − 2 ⟨v, ŷ⟩ + δ,       δ = ‖y‖² + 2 ⟨o, ŷ⟩
+    PRODUCTS:  −⟨v, o⟩ − ⟨v, ŷ⟩ + κ δ,        δ = −⟨o, y − ŷ⟩,   κ = ⟨v, o⟩ / ‖o‖²
+    COSINES:   (−⟨v, o⟩ − ⟨v, ŷ⟩ + κ δ) / ν,  ν = ‖o + y‖
 
-It is wrong by 2 ⟨v − o, ŷ − y⟩, in the mean by nothing. ⟨v, ŷ⟩ is added up over columns as in `kernels.scan`, in the steps of a
-table of 8 bits; a vector is taken up where its sum is at most α ν + β, which follows from the worst of the short list so far.
-Coarse columns are read sooner, and want a longer list.
+It is wrong by 2 ⟨v − o, ŷ − y⟩, of the others by ⟨v − κ o, ŷ − y⟩; in the mean by nothing. Of SQUARES the mean of all origins
+is taken from queries and origins first, which changes no distance, and leaves the tables what tells vectors apart. ⟨v, ŷ⟩ is
+added up over columns as in `kernels.scan`, in the steps of a table of 8 bits; a vector is taken up where its sum is at most
+(worst · ν − κ δ − the rest) / step, worst that of the short list so far. Coarse columns are read sooner, and want a longer list.
 
 Sources: André et al., VLDB 2015 (tables in registers); Jégou, Tavenard, Douze & Amsaleg, "Searching in one billion vectors:
 re-rank with source coding", ICASSP 2011 (a first code for the list, the rest for its order). Differs: both are bits of one
@@ -73,25 +74,30 @@ class Estimates(NamedTuple):
     """What estimates need beside codes; `estimates_of` makes it.
 
     mean: float32 (m, 16), beside `Costs.low`, of the points of a nibble. still: float32 (r,), of coordinates without a column the
-    mean of all points, of others 0. own: uint16, ν of vectors in whole steps, filled up to 64 in every block of the index, in the
-    order of the sums. at: int64, by block of the index, its first. low, step: float32, by block: ν = low + step · own.
+    mean of all points, of others 0. at: int64, by block of the index, the first of its vectors, filled up to 64, in the order of
+    the sums. own: uint16, their δ in whole steps; of a block δ = low + step · own. norms: the same of ν, with norm_low and
+    norm_step; where all ν are 1 it is `own`, and norm_step is 0.
     """
 
     mean: np.ndarray
     still: np.ndarray
-    own: np.ndarray
     at: np.ndarray
+    own: np.ndarray
     low: np.ndarray
     step: np.ndarray
+    norms: np.ndarray
+    norm_low: np.ndarray
+    norm_step: np.ndarray
 
     @property
     def nbytes(self) -> int:
         """Of what grows with the vectors."""
-        return int(self.own.nbytes)
+        return int(self.own.nbytes) + (0 if self.norms is self.own else int(self.norms.nbytes))
 
 
 def estimates_of(costs: Costs, held: list[tuple[int, np.ndarray, int]]) -> Estimates:
     """From points, origins and codes. held: by block of the index its list, codes in columns, and how many vectors."""
+    costs = _centred(costs)
     where = costs.where
     widths = np.diff(costs.first)
     points = [
@@ -112,24 +118,43 @@ def estimates_of(costs: Costs, held: list[tuple[int, np.ndarray, int]]) -> Estim
         mean[t] = means[u][np.arange(16) >> where.shift[u] & (1 << where.top[u]) - 1, j - costs.first[u]]
     still = np.concatenate([m[0] * (where.top[u] == 0) for u, m in enumerate(means)]) if points else np.zeros(0)
     at = np.cumsum([0, *(-(-n // 64) * 64 for _, _, n in held)])
-    own, low, step = np.zeros(int(at[-1]), np.uint16), *np.zeros((2, len(held)), np.float32)
-    places = np.array([_vector(i) for i in range(64)])
-    for b, (list_, codes, n) in enumerate(held if costs.kind != PRODUCTS else []):
-        table = np.zeros((len(points), 256))
-        for u, (y, m) in enumerate(zip(points, means, strict=True)):
-            o = costs.origins[list_, costs.first[u] : costs.first[u + 1]].astype(np.float64)
-            if costs.kind == SQUARES:
-                table[u, : len(y)] = (y * y).sum(1) + 2 * np.repeat(m @ o, len(y) // len(m))
-            else:
-                table[u, : len(y)] = np.square(y + o).sum(1)
-        found = _looked_up(unpack_columns(codes, where, n), table)
-        found = np.sqrt(found) if costs.kind == COSINES else found
-        low[b] = found.min()
-        step[b] = max((found.max() - found.min()) / 65535, 1e-30)
-        filled = np.zeros(int(at[b + 1] - at[b]), np.uint16)
-        filled[:n] = np.rint(np.clip((found - low[b]) / step[b], 0, 65535))
-        own[at[b] : at[b + 1]] = filled.reshape(-1, 64)[:, places].reshape(-1)
-    return Estimates(mean, still.astype(np.float32), own, at[:-1].astype(np.int64), low, step)
+    steps = [(np.zeros(int(at[-1]), np.uint16), *np.zeros((2, len(held)), np.float32)) for _ in range(2)]
+    # Of every coordinate what it is and what columns say of it, by code: (r, 2^bits at most).
+    most = 1 << int(where.bits.max(initial=0))
+    true, seen = np.zeros((2, len(still), most))
+    for u, (y, m) in enumerate(zip(points, means, strict=True)):
+        true[costs.first[u] : costs.first[u + 1], : len(y)] = y.T
+        seen[costs.first[u] : costs.first[u + 1], : len(y)] = np.repeat(m, len(y) // len(m), 0).T
+    tables: dict[int, list[np.ndarray]] = {}
+    for b, (list_, codes, n) in enumerate(held):
+        if list_ not in tables:
+            o = costs.origins[list_].astype(np.float64)[:, None]
+            own = true * true + 2 * o * seen if costs.kind == SQUARES else o * (seen - true)
+            parts = [own, np.square(true + o)] if costs.kind == COSINES else [own]
+            tables = {list_: [np.add.reduceat(x, costs.first[:-1], 0) for x in parts] if len(points) else [own]}
+        index = unpack_columns(codes, where, n)
+        _in_steps(_looked_up(index, tables[list_][0]), b, at[b], *steps[0])
+        if costs.kind == COSINES:
+            _in_steps(np.sqrt(_looked_up(index, tables[list_][1])), b, at[b], *steps[1])
+    if costs.kind != COSINES:
+        steps[1] = steps[0][0], np.ones(len(held), np.float32), steps[1][2]
+    return Estimates(mean, still.astype(np.float32), at[:-1].astype(np.int64), *steps[0], *steps[1])
+
+
+def _in_steps(x: np.ndarray, b: int, at: int, own: np.ndarray, low: np.ndarray, step: np.ndarray) -> None:
+    """Writes what vectors of block b of the index have of their own."""
+    low[b], step[b] = x.min(), max((x.max() - x.min()) / 65535, 1e-30)
+    filled = np.zeros(-(-len(x) // 64) * 64, np.uint16)
+    filled[: len(x)] = np.rint(np.clip((x - low[b]) / step[b], 0, 65535))
+    own[at : at + len(filled)] = filled.reshape(-1, 64)[:, [_vector(i) for i in range(64)]].reshape(-1)
+
+
+def _centred(costs: Costs) -> Costs:
+    """The same distances with the mean of the origins at 0: what is far from 0 would be all that tables and steps could tell."""
+    if costs.kind != SQUARES:
+        return costs
+    centre = costs.origins.mean(0, dtype=np.float64).astype(np.float32)
+    return costs._replace(queries=costs.queries - centre, origins=costs.origins - centre)
 
 
 @njit(cache=True, nogil=True)
@@ -207,9 +232,9 @@ def _sum_two(typingctx, codes, at, n, n_blocks, tables, first, second, sums, apa
 
 
 @intrinsic
-def _below(typingctx, sums, at, own, own_at, a, b):
-    """Bits of 64 uint16 sums from one on that are at most a · own[own_at + i] + b, in float32."""
-    signature = types.uint64(sums, at, own, own_at, a, b)
+def _below(typingctx, sums, at, own, norms, own_at, a, b, c):
+    """Bits of 64 uint16 sums from one on that are not above a · own[own_at + i] + b · norms[own_at + i] + c, in float32."""
+    signature = types.uint64(sums, at, own, norms, own_at, a, b, c)
 
     def codegen(context, builder, sig, args):
         arrays = Arrays(context, builder, sig, args)
@@ -221,10 +246,13 @@ def _below(typingctx, sums, at, own, own_at, a, b):
         def floats(array, at):
             return builder.sitofp(builder.zext(arrays.load(array, at, _EIGHT), _EIGHT_WORDS), _EIGHT_FLOATS)
 
-        total, slope, above = I64(0), eight(args[4]), eight(args[5])
+        total, (a, b, c) = I64(0), (eight(x) for x in args[5:8])
         for part in range(8):
-            room = builder.fadd(builder.fmul(floats(2, builder.add(args[3], I64(8 * part))), slope), above)
-            below = builder.fcmp_ordered("<=", floats(0, builder.add(args[1], I64(8 * part))), room)
+            place = builder.add(args[4], I64(8 * part))
+            room = builder.fadd(builder.fmul(floats(2, place), a), builder.fmul(floats(3, place), b))
+            room = builder.fadd(room, c)
+            # Unordered: what is no number, of queries or vectors beyond all measure, is looked at.
+            below = builder.fcmp_unordered("<=", floats(0, builder.add(args[1], I64(8 * part))), room)
             mask = builder.zext(builder.bitcast(below, ir.IntType(8)), I64)
             total = builder.or_(total, builder.shl(mask, I64(8 * part)))
         return total
@@ -280,37 +308,32 @@ def _tabled_plain(costs: Costs, known: Estimates, q: int) -> tuple[np.ndarray, n
 
 
 @njit(cache=True, nogil=True)
-def _estimated(kind, part, begin, end, b, nu, step, base, dead, sums, short, place):
+def _estimated(part, begin, end, b, known, step, base, weight, dead, sums, short, place):
     """Puts vectors of least estimates on the short list: those of blocks begin … end − 1 of 64 of a part, block b of the index.
 
-    nu: (own, at, low, step) of the part, see `Estimates`. base: of a sum of 0, with what the query costs at the origin. sums: of
-    the blocks. place: of those on the list, block · 2³² + vector of it.
+    base: of a sum of 0, with what the query costs at the origin. weight: κ. sums: of the blocks. place: of those on the list,
+    block · 2³² + vector of it.
     """
-    (n, _, numbers, _), (own, own_at, low, unit) = part, nu
+    n, _, numbers, _ = part
+    own, norms, first = known.own, known.norms, known.at[b]
+    low, unit = weight * known.low[b], weight * known.step[b]
+    norm_low, norm_unit = known.norm_low[b], known.norm_step[b]
     for block in range(begin, end):
-        a, room, worst = np.float32(0), np.float32(np.inf), short[0]
+        slope, norm_slope, room, worst = np.float32(0), np.float32(0), np.float32(np.inf), short[0]
         if worst < np.inf:
-            if kind == SQUARES:
-                a, room = -unit / step, (worst - base - low) / step
-            elif kind == COSINES:
-                a, room = worst * unit / step, (worst * low - base) / step
-            else:
-                room = (worst - base) / step
-            room += np.float32(_SLACK)
-        at = 64 * (block - begin)
-        mask = _below(sums, at, own, own_at + 64 * block, a, room)
+            slope, norm_slope = -unit / step, worst * norm_unit / step
+            room = (worst * norm_low - base - low) / step + np.float32(_SLACK)
+        at, own_at = 64 * (block - begin), first + 64 * block
+        mask = _below(sums, at, own, norms, own_at, slope, norm_slope, room)
         while mask:
             s = _lowest(mask)
             mask &= mask - np.uint64(1)
             i = 64 * block + _vector(s)
             if i >= n or (dead.shape[0] and dead[numbers[i]]):
                 continue
-            found, x = base + step * np.float32(sums[at + s]), low + unit * np.float32(own[own_at + 64 * block + s])
-            if kind == SQUARES:
-                found += x
-            elif kind == COSINES:
-                found = found / x if x > 0 else np.float32(0)
-            _push(short, place, found, np.int64(b) << 32 | i)
+            found = base + step * np.float32(sums[at + s]) + (low + unit * np.float32(own[own_at + s]))
+            nu = norm_low + norm_unit * np.float32(norms[own_at + s])
+            _push(short, place, found / nu if nu > 0 else np.float32(0), np.int64(b) << 32 | i)
 
 
 @intrinsic
@@ -330,7 +353,7 @@ def _of_scalars(typingctx, codes, at, up, bit, fields, n, levels, v, o, product)
         def word(byte, shift):
             """The 32 bits at a byte of the codes, from one on; none are read behind the last."""
             inside = builder.select(builder.icmp_signed("<", byte, last), byte, last)
-            beyond = builder.shl(builder.sub(byte, inside), all_lanes(WORDS, 3))
+            beyond = builder.and_(builder.shl(builder.sub(byte, inside), all_lanes(WORDS, 3)), all_lanes(WORDS, 31))
             return builder.lshr(arrays.words(0, inside), builder.add(shift, beyond))
 
         with cgutils.for_range(builder, builder.lshr(args[5], I64(4)), intp=I64) as loop:
@@ -386,10 +409,14 @@ def _true(kind, where, levels, steps, fields, codes, fine, i, v, o):
 
 @njit(cache=True, nogil=True)
 def _shortly(
-    counter, costs, blocks, known, fields, first, share, query, list_, offset, dead, short, place, cost, number
+    counter, costs, blocks, known, fields, first, share, query, list_, offset, weight, dead, short, place, cost, number
 ):
     """Shares s of queries first[s] … and of their pairs with lists share[s] …; see `shortlisted`."""
-    costs, mean, own, dead = _lent_costs(costs), _lent(known.mean), _lent(known.own), _lent(dead)
+    costs, mean, dead = _lent_costs(costs), _lent(known.mean), _lent(dead)
+    known = Estimates(
+        mean, _lent(known.still), _lent(known.at), _lent(known.own), _lent(known.low), _lent(known.step), _lent(known.norms),
+        _lent(known.norm_low), _lent(known.norm_step),
+    )  # fmt: skip
     short, place, cost, number = _lent(short), _lent(place), _lent(cost), _lent(number)
     blocks = Codes(_lent(blocks.address), _lent(blocks.numbers), _lent(blocks.n), _lent(blocks.first))
     n_columns, most = costs.where.n_columns, np.max(first[1:] - first[:-1])
@@ -409,7 +436,7 @@ def _shortly(
             while alike < end and list_[alike] == list_[p]:
                 alike += 1
             for b in range(blocks.first[list_[p]], blocks.first[list_[p] + 1]):
-                part, nu = _block(costs, blocks, b), (own, known.at[b], known.low[b], known.step[b])
+                part = _block(costs, blocks, b)
                 n_groups = (part[0] + 63) // 64
                 for begin in range(0, n_groups, piece):  # read by all queries of the list while it is in the cache
                     stop = min(begin + piece, n_groups)
@@ -423,7 +450,18 @@ def _shortly(
                             q = query[i]
                             step, base = made[q - first[s], 0], made[q - first[s], 1] + offset[i]
                             _estimated(
-                                costs.kind, part, begin, stop, b, nu, step, base, dead, sums[i - at], short[q], place[q]
+                                part,
+                                begin,
+                                stop,
+                                b,
+                                known,
+                                step,
+                                base,
+                                weight[i],
+                                dead,
+                                sums[i - at],
+                                short[q],
+                                place[q],
                             )
             p = alike
         for q in range(first[s], first[s + 1]):
@@ -449,18 +487,17 @@ def shortlisted(
     near: np.ndarray,
     r: int,
     *,
-    products: np.ndarray | None = None,
     dead: np.ndarray | None = None,
     threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest of every query among the r vectors (k at least) of its lists that have the least estimates, as `neighbours`
-    gives them. near: int64 (n, n_probe), nearest first. products: of queries and origins, (n, n_lists), where they are known. Of
-    equal estimates those of earlier blocks are on the list.
+    gives them. near: int64 (n, n_probe), nearest first, each once. Of equal estimates those of earlier blocks are on the list.
 
     Without a column there is nothing to estimate by, and all are costed.
     """
     if not costs.where.n_columns:
         return neighbours(costs, codes, k, near=near, dead=dead, threads=threads)
+    costs = _centred(costs)
     n, r = len(costs.queries), max(k, min(r, int(codes.n.sum())))
     cost, number = np.full((n, k), np.inf, np.float32), np.full((n, k), -1, np.int64)
     if n:
@@ -471,24 +508,26 @@ def shortlisted(
         key = (2 * group[:, None] + (np.arange(near.shape[1]) > 0)) * len(costs.origins) + near
         order_ = np.argsort(key.astype(np.min_scalar_type(key.max())), axis=None, kind="stable")
         query, list_ = order_ // near.shape[1], near.reshape(-1)[order_]
-        products = (
-            product(costs.queries, costs.origins, transposed=True, threads=threads) if products is None else products
-        )
-        offset = _offsets(costs, known, products)[query, list_]
+        offset, weight = (x[query, list_] for x in _at_origins(costs, known, threads))
         short, place = np.full((n, r), np.inf, np.float32), np.full((n, r), -1, np.int64)
         divide(
             min(threads, n_shares), _shortly, costs, codes, known, _fields(costs), first, first * near.shape[1], query, list_,
-            offset, np.empty(0, bool) if dead is None else dead, short, place, cost, number,
+            offset, weight, np.empty(0, bool) if dead is None else dead, short, place, cost, number,
         )  # fmt: skip
     order_ = np.lexsort((number, cost), axis=1)
     return np.take_along_axis(cost, order_, 1), np.take_along_axis(number, order_, 1)
 
 
-def _offsets(costs: Costs, known: Estimates, products: np.ndarray) -> np.ndarray:
-    """(n_queries, n_lists) float32: what a query costs at the origin of a list, but for what it costs at all origins alike."""
-    if costs.kind == COSINES:  # divided by norms, what coordinates without a column cost is not alike
-        return -products - product(costs.queries, known.still[:, None])
-    return -products if costs.kind == PRODUCTS else np.square(costs.origins).sum(1) - np.float32(2) * products
+def _at_origins(costs: Costs, known: Estimates, threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """(n_queries, n_lists) float32: what a query costs at the origin of a list, but for what it costs at all alike; and κ."""
+    products = product(costs.queries, costs.origins, transposed=True, threads=threads)
+    power = np.square(costs.origins).sum(1)
+    if costs.kind == SQUARES:
+        return power - np.float32(2) * products, np.broadcast_to(np.float32(1), products.shape)
+    weight = np.divide(products, power, out=np.zeros_like(products), where=power > 0)
+    # Divided by norms, what coordinates without a column cost is not alike.
+    still = product(costs.queries, known.still[:, None]) if costs.kind == COSINES else np.float32(0)
+    return -products - still, weight
 
 
 def shortlisted_plain(
@@ -505,7 +544,8 @@ def shortlisted_plain(
         return neighbours_plain(costs, blocks, k, near, dead)
     n, one = len(near), np.float32
     cost, number = np.full((n, k), np.inf, one), np.full((n, k), -1, np.int64)
-    offsets = _offsets(costs, known, product(costs.queries, costs.origins, transposed=True))
+    costs = _centred(costs)
+    offset, weight = _at_origins(costs, known, 1)
     places = np.argsort([_vector(i) for i in range(64)])
     for q in range(n):
         table, step, base = _tabled_plain(costs, known, q)
@@ -514,15 +554,15 @@ def shortlisted_plain(
             if list_ not in near[q]:
                 continue
             sums = np.concatenate([block_sums_plain(codes, i, table) for i in range(-(-len(numbers) // 64))])
-            own = known.own[known.at[b] : known.at[b] + len(sums)].reshape(-1, 64)[:, places].reshape(-1)
-            found, nu = (
-                (base + offsets[q, list_]) + step * sums.astype(one),
-                known.low[b] + known.step[b] * own.astype(one),
+            own, norms = (
+                x[known.at[b] : known.at[b] + len(sums)].reshape(-1, 64)[:, places].reshape(-1).astype(one)
+                for x in (known.own, known.norms)
             )
-            if costs.kind == SQUARES:
-                found += nu
-            elif costs.kind == COSINES:
-                found = np.divide(found, nu, out=np.zeros(len(nu), one), where=nu > 0)
+            kappa = weight[q, list_]
+            found = (base + offset[q, list_]) + step * sums.astype(one)
+            found = found + (kappa * known.low[b] + (kappa * known.step[b]) * own)
+            nu = known.norm_low[b] + known.norm_step[b] * norms
+            found = np.divide(found, nu, out=np.zeros(len(nu), one), where=nu > 0)
             true[b] = _true_plain(costs, q, list_, unpack_columns_plain(codes, costs.where, len(numbers)))
             listed += [(found[i], b, i) for i, v in enumerate(numbers) if dead is None or not dead[v]]
         best = sorted((true[b][i], blocks[b][2][i]) for _, b, i in sorted(listed)[: max(k, r)])[:k]

@@ -10,6 +10,7 @@ from ...core.errors import CodecError
 from .blocks import decode_rows, encode_rows
 
 CANDIDATES = ("klt-trellis", "klt-levels", "saq", "turboquant", "ar-scalar", "rvq")
+SCANNED = ("klt-levels", "scalar")  # those with a fast scan, for a coarse index
 _TRAINING, _TRIAL = 8192, 1024  # vectors
 
 
@@ -43,7 +44,9 @@ def trials(rows: np.ndarray, bits: float, seed: int, candidates: tuple[str, ...]
     return out
 
 
-def choose(rows: np.ndarray, bits: float, seed: int, settings: dict[str, Any]) -> str:
+def choose(
+    rows: np.ndarray, bits: float, seed: int, settings: dict[str, Any], candidates: tuple[str, ...] = CANDIDATES
+) -> str:
     """The recipe of least error, a bit more being worth a factor of four."""
-    found = trials(rows, bits, seed)
+    found = trials(rows, bits, seed, candidates)
     return min(found, key=lambda t: t.error * 4 ** (t.bits - bits)).recipe if found and not settings else CANDIDATES[1]

@@ -62,7 +62,8 @@ def build(
     target = Path(output)
     parts = target.with_name(f"{target.name}.parts")
     said = {"source": source_.said, "dim": source_.dim, "metric": metric, "recipe": recipe, "bits": bits, "lists": lists,
-            "seed": seed, "balanced": balanced, "coarse": coarse, "batch": batch, "settings": settings}  # fmt: skip
+            "seed": seed, "balanced": balanced, "batch": batch, "settings": settings,
+            **({"coarse": coarse} if coarse else {})}  # fmt: skip
     _begun(parts, said, resume)
     model = parts / "model.lacv"
     if not model.exists():

@@ -33,6 +33,7 @@ _ROWS_A_LIST = 4  # training vectors that a list needs
 _TOGETHER = 4096  # queries that are scanned together
 _READ = 16  # originals that are read at a time
 _SHORTLIST, _LEAST = 4, 32  # times k, and at least, of a coarse index
+_LISTED = 1 << 24  # vectors on the short lists of queries that are scanned together
 _ROUNDING = 1e-5  # of costs in float32
 
 
@@ -69,10 +70,10 @@ class Index:
             raise BadConfig(f"{dim} dimensions; 1 to {MAX_DIM} are right")
         if lists < 0 or lists > 1 << 20:
             raise BadConfig(f"lists={lists}; 0 to {1 << 20} are right")
-        if not 0 <= coarse <= 7:
+        if not isinstance(coarse, (int, np.integer)) or isinstance(coarse, bool) or not 0 <= coarse <= 7:
             raise BadConfig(f"coarse={coarse}; 0 to 7 bits are right")
         self.dim, self.metric, self.recipe, self.bits = dim, metric, recipe, bits
-        self.lists, self.seed, self.threads, self.settings, self.coarse = lists, seed, threads, settings, coarse
+        self.lists, self.seed, self.threads, self.settings, self.coarse = lists, seed, threads, settings, int(coarse)
         self.centroids: np.ndarray | None = None
         self.list_prices: np.ndarray | None = None  # float32 (lists,), of balanced lists, see `lists`
         self.query_map: np.ndarray | None = (
@@ -94,7 +95,10 @@ class Index:
         self._places: tuple[np.ndarray, np.ndarray] | None = None
         self._scanner: tuple[Scanner | None] | None = None  # once it was looked for
         self._opened: Opened | None = None
-        self._estimates: Estimates | None = None  # of what is opened
+        self._estimates: tuple[Opened, Estimates] | None = None  # of what was opened
+        self._means: tuple[np.ndarray, np.ndarray, np.ndarray] | None = (
+            None  # centroids, their centre, and they around it
+        )
         self._originals = None if originals is None else Path(originals)
         if self._originals is not None:
             self._originals.write_bytes(b"")
@@ -131,9 +135,9 @@ class Index:
             self.centroids, self.list_prices = learn(some, self.lists, self.seed, balanced, progress, file)
             rows = rows - self.centroids[self._assign(rows)]
         if self.recipe == "auto":
-            from .auto import choose
+            from .auto import CANDIDATES, SCANNED, choose
 
-            self.recipe = choose(rows, self.bits, self.seed, self.settings)
+            self.recipe = choose(rows, self.bits, self.seed, self.settings, SCANNED if self.coarse else CANDIDATES)
             self.stage = recipe_stage(self.recipe, self.bits, self.seed, self.settings)
         import torch
 
@@ -214,7 +218,7 @@ class Index:
         self._ready()
         out = copy.copy(self)
         out._blocks, out._n = [], 0
-        out._ids = out._dead = out._places = out._opened = out._originals = out._errors = None
+        out._ids = out._dead = out._places = out._opened = out._originals = out._errors = out._estimates = None
         return out
 
     def merge(self, *others: Index) -> Index:
@@ -223,7 +227,7 @@ class Index:
         for other in others:
             if mine != other.model_hash() or (self.dim, self.metric) != (other.dim, other.metric):
                 raise ModelMismatch(
-                    "the other index has another metric, recipe or training; only shards of one training are merged"
+                    "the other index has another metric, recipe, coarse or training; only shards of one training are merged"
                 )
             if (self._originals is None) != (other._originals is None):
                 raise BadInput("one index keeps originals, the other does not")
@@ -267,7 +271,8 @@ class Index:
         far away for its error. shortlist: of codes with a fast scan, how many vectors of least estimates are compared by their
         codes; 0 for all that may be among the nearest, which is exact, and slow where the index is coarse. By default 4 k, 32 at
         least, where it is coarse, and 0 where it is not. Of sentences' embeddings at 4 bits, 2 k lose one neighbour in a
-        thousand, with coarse=2 one in 150, and 4 k of these one in 2,000. allowed: ids among which to search.
+        thousand, with coarse=2 one in 150, and 4 k of these one in 2,000. The first short
+        list after a change reads all codes. allowed: ids among which to search.
         """
         queries = self._queries(q)
         self._ready()
@@ -280,7 +285,7 @@ class Index:
             raise BadConfig("rescore needs originals; make the index with originals=PATH")
         best = Best(len(queries), max(1, min(wanted, max(self._n, k))))
         dead = self._outside(allowed)
-        scan, (near, products) = self._scan(), self._near(queries, probe)
+        scan, near = self._scan(), self._near(queries, probe)
         if (
             scan is not None
             and not shortlist
@@ -288,7 +293,7 @@ class Index:
         ):
             scan = None
         if scan is not None:
-            self._scanned(scan, queries, near, products, dead, shortlist, best)
+            self._scanned(scan, queries, near, dead, shortlist, best)
         for at, block, rows in [] if scan is not None else self._read(near):
             cost = costs(queries if at is None else queries[at], rows, self.metric)
             if dead is not None:
@@ -360,7 +365,7 @@ class Index:
         """All memory that grows with the vectors, and what was learned; 2 bytes a vector more once short lists are made."""
         numbers = sum(b.numbers.nbytes for b in self._blocks) if self.lists else 0
         named = 0 if self._ids is None else self._ids.nbytes
-        known = None if self._opened is None else self._estimates
+        known = self._estimates[1] if self._estimates is not None and self._estimates[0] is self._opened else None
         named += sum(a.nbytes for a in (self._dead, self._errors, known) if a is not None)
         return self.code_bytes + self.model_bytes + numbers + named
 
@@ -382,7 +387,14 @@ class Index:
         said = xxhash.xxh3_128()
         said.update(
             json.dumps(
-                [self.recipe, self.dim, self.metric, self.coarse, registry.config(self._ready())], sort_keys=True
+                [
+                    self.recipe,
+                    self.dim,
+                    self.metric,
+                    registry.config(self._ready()),
+                    *([self.coarse] if self.coarse else []),
+                ],
+                sort_keys=True,
             ).encode()
         )
         for name, (_, array) in self._ready().arrays().items():
@@ -477,6 +489,9 @@ class Index:
             found = scanner(self._ready(), self.dim, self.metric, self.coarse)
             if found is None and self.coarse:
                 raise BadConfig(f"coarse={self.coarse} of {self.recipe!r}, which has no fast scan; coarse=0 is right")
+            if found is not None and self.coarse and not found.where.n_columns:
+                bits = int(found.where.bits.max())
+                raise BadConfig(f"coarse={self.coarse} leaves nothing to estimate by, of codes of {bits} bits at most")
             self._scanner = (found,)
         return self._scanner[0]
 
@@ -485,7 +500,6 @@ class Index:
         scan: Scanner,
         queries: np.ndarray,
         near: np.ndarray | None,
-        products: np.ndarray,
         dead: np.ndarray | None,
         shortlist: int,
         best: Best,
@@ -494,22 +508,20 @@ class Index:
         from ...kernels.shortlist import shortlisted
 
         centroids = np.zeros((1, self.dim), np.float32) if self.centroids is None else self.centroids
-        if (read_from := self._opened) is None:  # of one's own: another thread may open it too
-            read_from = opened(self._ready(), scan, self._blocks, centroids)
-            self._opened, self._estimates = read_from, None
-        if (estimates := self._estimates) is None and shortlist:
-            estimates = self._estimates = read_from.estimates()
-        for at in range(0, len(queries), _TOGETHER):
-            part = slice(at, at + _TOGETHER)
+        if (read_from := self._opened) is None:
+            self._opened = read_from = opened(self._ready(), scan, self._blocks, centroids)
+        known = self._estimates
+        if shortlist and (known is None or known[0] is not read_from):
+            self._estimates = known = read_from, read_from.estimates()
+        together = max(1, min(_TOGETHER, _LISTED // max(1, min(shortlist, self._n))))
+        for at in range(0, len(queries), together):
+            part = slice(at, at + together)
             costs = read_from.costs._replace(queries=scan.turned(queries[part], self.threads))
             codes, k = read_from.codes, best.cost.shape[1]
             read = None if near is None else near[part]
-            if shortlist and estimates is not None:
+            if shortlist and known is not None:
                 read = np.zeros((len(costs.queries), 1), np.int64) if read is None else read
-                found = shortlisted(
-                    costs, codes, estimates, k, read, shortlist, products=products[part] + scan.shifted(queries[part]),
-                    dead=dead, threads=self.threads,
-                )  # fmt: skip
+                found = shortlisted(costs, codes, known[1], k, read, shortlist, dead=dead, threads=self.threads)
             else:
                 found = neighbours(costs, codes, k, near=read, dead=dead, threads=self.threads)
             best.cost[part], best.number[part] = found
@@ -533,19 +545,24 @@ class Index:
         out[found[found >= 0]] = False
         return out
 
-    def _near(self, queries: np.ndarray, probe: int | None) -> tuple[np.ndarray | None, np.ndarray]:
-        """(n, probe) lists that each query reads, nearest first, None without lists; inner products with all their means."""
+    def _near(self, queries: np.ndarray, probe: int | None) -> np.ndarray | None:
+        """(n, probe) lists that each query reads, nearest first; None without lists."""
         from ...kernels.product import product
 
         if self.centroids is None:
-            return None, np.zeros((len(queries), 1), np.float32)
+            return None
         n = min(self.lists, max(1, self.lists // 16) if probe is None else probe)
         if n < 1:
             raise BadConfig(f"probe={probe}; at least 1 is right")
-        products = product(queries, self.centroids, transposed=True, threads=self.threads)
-        cost = costs(queries, self.centroids, self.metric, products)
+        if self._means is None or self._means[0] is not self.centroids:
+            # Of l2 without what is common to all of them, which products in float32 would be rounded by.
+            centre = self.centroids.mean(0, dtype=np.float64).astype(np.float32) * np.float32(self.metric == "l2")
+            self._means = self.centroids, centre, np.ascontiguousarray((self.centroids - centre).T)
+        _, centre, means = self._means
+        products = product(queries - centre, means, threads=self.threads)
+        cost = costs(queries - centre, means.T, self.metric, products)
         some = np.argpartition(cost, n - 1, axis=1)[:, :n]
-        return np.take_along_axis(some, np.argsort(np.take_along_axis(cost, some, 1), 1, kind="stable"), 1), products
+        return np.take_along_axis(some, np.argsort(np.take_along_axis(cost, some, 1), 1, kind="stable"), 1)
 
     def _read(self, near: np.ndarray | None) -> Iterator[tuple[np.ndarray | None, Block, np.ndarray]]:
         """(places of the queries that read it, None for all; block; its vectors)."""

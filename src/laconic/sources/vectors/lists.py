@@ -96,7 +96,7 @@ def _dearer(rows: np.ndarray, table: np.ndarray, prices: np.ndarray) -> np.ndarr
 def _key(rows: np.ndarray, n: int, seed: int, balanced: bool) -> str:
     import xxhash
 
-    said = xxhash.xxh3_128(f"{rows.shape} {n} {seed} {balanced}".encode())
+    said = xxhash.xxh3_128(f"{rows.shape} {n} {seed} {balanced} {ITERATIONS}".encode())
     said.update(np.ascontiguousarray(rows))
     return said.hexdigest()
 

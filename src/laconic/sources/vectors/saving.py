@@ -6,8 +6,8 @@ Arrays are sections (`core.wire`) with checksums: what the codec learned, centro
 numbers by block, prices of lists, errors of codes, the map of queries. Blocks lie behind each other, each section with its
 own checksum, and are read when a search comes to them; the payload is in columns (`scanning`) or as the codec gave it, as
 `layout` says (version 1: the latter). Versions 1 to 3 have no coarse columns, and their fine bits are planes, which are laid out
-anew when they are opened; versions 1 and 2 have no prices, errors or map of queries. The head holds settings, names of the
-arrays and lengths of the blocks; the lengths must add up to the file.
+anew in memory whenever they are opened, until they are saved again; versions 1 and 2 have no prices, errors or map of queries.
+The head holds settings, names of the arrays and lengths of the blocks; the lengths must add up to the file.
 """
 
 from __future__ import annotations

@@ -78,12 +78,6 @@ class Scanner(NamedTuple):
 
         return product(np.ascontiguousarray(x), self.turn, threads=threads)
 
-    def shifted(self, queries: np.ndarray) -> np.ndarray:
-        """(n, 1): inner products of queries and c."""
-        from ...kernels.product import product
-
-        return product(queries, self.shift[:, None].copy())
-
     def norms(self, index: np.ndarray, centroid: np.ndarray) -> tuple[float, float] | None:
         """Least and greatest squared norm of vectors; None where costs do not ask for them."""
         from ...kernels.scan import COSINES
@@ -106,7 +100,7 @@ def scanner(stage: Stage, dim: int, metric: str, coarse: int = 0) -> Scanner | N
 
     found, order = coordinates_of(stage, dim), None
     if found is None and (product := product_of(stage, dim)) is not None and len(product.points[0]) <= 256:
-        order = np.stack([neighbouring(p) for p in product.points])
+        order = np.stack([neighbouring(p, coarse > 0) for p in product.points])
         points = [p[o] for p, o in zip(product.points, order, strict=True)]
         widths = np.full(len(points), len(points[0]).bit_length() - 1, np.uint8)
         found = widths, points, product.turn, product.shift
