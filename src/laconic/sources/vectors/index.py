@@ -270,9 +270,9 @@ class Index:
         all by default. rescore: candidates that are compared once more, as originals; those are not read whose code lies too
         far away for its error. shortlist: of codes with a fast scan, how many vectors of least estimates are compared by their
         codes; 0 for all that may be among the nearest, which is exact, and slow where the index is coarse. By default 4 k, 32 at
-        least, where it is coarse, and 0 where it is not. Of sentences' embeddings at 4 bits, 2 k lose one neighbour in a
-        thousand, with coarse=2 one in 150, and 4 k of these one in 2,000. The first short
-        list after a change reads all codes. allowed: ids among which to search.
+        least, where it is coarse, and 0 where it is not. Of sentences' embeddings at 4 bits, 2 k lose one neighbour in
+        500, with coarse=2 one in 50, and 4 k of these one in 600. The first short list after a change reads all codes.
+        allowed: ids among which to search.
         """
         queries = self._queries(q)
         self._ready()
