@@ -33,6 +33,19 @@ def made(recipe: str = "klt-levels", n: int = 300, **settings: object) -> Index:
     return Index(DIM, **given).train(vectors(400, 5)).add(vectors(n, 1))
 
 
+def reheaded(path: Path, old: bytes, new: bytes, version: int) -> None:
+    """Gives a file another version, and a head in which some bytes are others."""
+    from laconic.sources.vectors import saving
+
+    data, at = path.read_bytes(), len(saving.MAGIC)
+    size = int.from_bytes(data[at + 1 : at + 9], "little")
+    text = data[at + 9 : at + 9 + size]
+    assert old in text
+    text = text.replace(old, new)
+    head = saving.MAGIC + bytes([version]) + len(text).to_bytes(8, "little") + text + saving.checksum(text)
+    path.write_bytes(head + data[at + 13 + size :])
+
+
 def brute(index: Index, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     ids = index.ids()
     q = directions(queries) if index.metric == "cosine" else queries
@@ -149,16 +162,9 @@ def test_auto_takes_a_recipe_that_can_be_coarse() -> None:
 @pytest.mark.parametrize("coarse", ["9", "-1", "true", '"2"', "0"])
 def test_a_head_with_another_coarse_is_refused(coarse: str, tmp_path: Path) -> None:
     """In one way or another: of less columns there are as many bytes, but for blocks that are not full."""
-    from laconic.sources.vectors import saving
-
     index = made("klt-levels", 300, coarse=2)
     index.save(tmp_path / "x")
-    data = (tmp_path / "x").read_bytes()
-    at = len(saving.MAGIC)
-    size = int.from_bytes(data[at + 1 : at + 9], "little")
-    text = data[at + 9 : at + 9 + size].replace(b'"coarse":2', f'"coarse":{coarse}'.encode())
-    head = data[: at + 1] + len(text).to_bytes(8, "little") + text + saving.checksum(text)
-    (tmp_path / "x").write_bytes(head + data[at + 13 + size :])
+    reheaded(tmp_path / "x", b'"coarse":2', f'"coarse":{coarse}'.encode(), 4)
     with pytest.raises(CorruptStream):
         Index.load(tmp_path / "x").search(vectors(2), 3)
 
@@ -460,7 +466,6 @@ def test_two_readers_of_one_file_while_a_process_writes_anew(tmp_path: Path) -> 
 
 def test_files_of_version_1_open_and_find_the_same(tmp_path: Path) -> None:
     """The head of version 1 has no layout, and blocks are as the codec gave them."""
-    from laconic.sources.vectors import saving
     from laconic.sources.vectors.blocks import relaid
 
     index, q = made(), vectors(6, 2)
@@ -472,12 +477,7 @@ def test_files_of_version_1_open_and_find_the_same(tmp_path: Path) -> None:
     ]
     index._scanner = (None,)
     index.save(tmp_path / "x")
-    data = (tmp_path / "x").read_bytes()
-    at = len(saving.MAGIC)
-    size = int.from_bytes(data[at + 1 : at + 9], "little")
-    text = data[at + 9 : at + 9 + size].replace(b'"layout":"codec",', b"")
-    head = saving.MAGIC + b"\1" + len(text).to_bytes(8, "little") + text + saving.checksum(text)
-    (tmp_path / "x").write_bytes(head + data[at + 13 + size :])
+    reheaded(tmp_path / "x", b'"layout":"codec",', b"", 1)
     found = Index.load(tmp_path / "x").search(q, 5)
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -542,17 +542,12 @@ def test_files_of_version_3_open_and_find_the_same(recipe: str, tmp_path: Path) 
         old.append(block._replace(data=write_sections(stage, side)))
     index._blocks = old
     index.save(tmp_path / "x")
-    data = (tmp_path / "x").read_bytes()
-    at = len(saving.MAGIC)
-    size = int.from_bytes(data[at + 1 : at + 9], "little")
-    text = data[at + 9 : at + 9 + size].replace(b'"coarse":0,', b"")
-    head = saving.MAGIC + b"\3" + len(text).to_bytes(8, "little") + text + saving.checksum(text)
-    (tmp_path / "x").write_bytes(head + data[at + 13 + size :])
+    reheaded(tmp_path / "x", b'"coarse":0,', b"", 3)
     found = Index.load(tmp_path / "x")
     for a, b in zip(found.search(q, 5, probe=3), wanted, strict=True):
         np.testing.assert_array_equal(a, b)
     found.save(tmp_path / "y")
-    assert (tmp_path / "y").read_bytes()[at] == 4
+    assert (tmp_path / "y").read_bytes()[len(saving.MAGIC)] == 4
     np.testing.assert_array_equal(Index.load(tmp_path / "y").search(q, 5, probe=3)[1], wanted[1])
 
 

@@ -3,9 +3,9 @@
 Coordinate j of a vector has bits[j] in 0 … 8. A *column* is four bits of a vector that hold the highest bits of one to four
 coordinates, so that a table of 16 entries says what they cost: a coordinate of 4 or more bits has a column for its four
 highest, three bits share one with a single bit or give up their lowest and are two, pairs of two and fours of one share one.
-*Coarse* columns hold as many bits fewer of every coordinate: a scan reads less, and knows less. All other bits, the *fine* ones,
-lie vector by vector; only of vectors that may be near are they read. Columns are of blocks of 64 vectors, the last one filled
-up with code 0; first those of all blocks, then the fine bits:
+*Coarse* columns leave out so many bits of every coordinate at least: a scan reads less, and knows less. All other bits, the
+*fine* ones, lie vector by vector; only of vectors that may be near are they read. Columns are of blocks of 64 vectors, the last
+one filled up with code 0; first those of all blocks, then the fine bits:
 
     columns: of a block 32 · n_columns bytes, byte i of a column: vector i of the block in the low nibble, i + 32 in the high one
     fine:    n_fine bits a vector, bit b of the whole in bit b % 8 of byte b // 8

@@ -362,7 +362,7 @@ class Index:
 
     @property
     def nbytes(self) -> int:
-        """All memory that grows with the vectors, and what was learned; 2 bytes a vector more once short lists are made."""
+        """All memory that grows with the vectors, and what was learned; 2 bytes a vector, of cosine 4, for short lists."""
         numbers = sum(b.numbers.nbytes for b in self._blocks) if self.lists else 0
         named = 0 if self._ids is None else self._ids.nbytes
         known = self._estimates[1] if self._estimates is not None and self._estimates[0] is self._opened else None
